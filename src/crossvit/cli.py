@@ -1,0 +1,153 @@
+"""`crossvit <command> [overrides]`: the entry point. Nothing heavy is imported until a config is composed and validated."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from crossvit.errors import UserError
+
+COMMANDS = {
+    "pipeline": "train a chain of stages, test it, and print the result table",
+    "train": "train one stage, and the stages before it where the store does not hold them",
+    "evaluate": "test trained weights and print the result table",
+    "data": "make the embedded corpus: crossvit data make scenes",
+}
+DATA_USAGE = "crossvit data make scenes [overrides], e.g. crossvit data make scenes scenes.preset=easy"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns the exit code: 0, 2 for something the user can put right, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        if not _reported(error):
+            _report(error)
+        return 2
+    except KeyboardInterrupt:
+        print("crossvit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `crossvit train --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if not _reported(error):
+            raise
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from crossvit.help import command_page, front_page
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(front_page(COMMANDS))
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"crossvit {version('crossvit')}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        from crossvit.config.explain import suggest
+
+        raise UserError(f"no command {command!r}.{suggest(command, COMMANDS)}")
+    if "-h" in rest or "--help" in rest:
+        print(command_page(command, COMMANDS[command]))
+        return 0
+    if command == "data":
+        rest = _data_overrides(rest)
+    _run_hydra(command, rest)
+    return 0
+
+
+def _data_overrides(rest: list[str]) -> list[str]:
+    """`make scenes` in words becomes `make=scenes`."""
+    words = [word for word in rest if "=" not in word and not word.startswith("-")]
+    if words[:1] == ["make"] and len(words) == 2:
+        return [f"make={words[1]}", *(word for word in rest if word not in words)]
+    if any(word.startswith("-") for word in rest) and not words:
+        return rest  # a flag of Hydra alone, e.g. --cfg job
+    raise UserError(f"usage: {DATA_USAGE}")
+
+
+def _run_hydra(command: str, arguments: list[str]) -> None:
+    """Hands over to Hydra's own entry point: one job, a sweep (-m), --cfg, --info and its other flags."""
+    from hydra import version
+    from hydra._internal.utils import _run_hydra, get_args_parser
+
+    from crossvit.config.compose import config_directory, register_resolvers
+    from crossvit.config.explain import COMPOSITION_ERRORS, explain
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and leaving with code 1
+    version.setbase("1.3")
+    register_resolvers()
+    parser = get_args_parser()
+    parser.prog = f"crossvit {command}"
+    args = parser.parse_intermixed_args(arguments)
+    if args.config_path is not None:
+        args.config_path = str(Path(args.config_path).resolve())
+    try:
+        _run_hydra(args, parser, Job(command), config_path=str(config_directory()), config_name=command)
+    except COMPOSITION_ERRORS as error:
+        if _reported(error):
+            raise
+        raise UserError(explain(error, args.config_name or command, args.overrides)) from error
+
+
+class Job:
+    """What Hydra calls once for each job: checks the config, imports the command and runs it.
+
+    In a sweep the other jobs go on after one has failed; its error is reported at once and decides the exit code at the end.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __call__(self, cfg: Any) -> Any:
+        from importlib import import_module
+
+        from crossvit.config.prepare import prepare
+
+        try:
+            cfg = prepare(cfg)
+            return import_module(f"crossvit.commands.{self.command}").run(cfg)
+        except SystemExit as leaving:  # Lightning turns Ctrl-C into an exit
+            if isinstance(leaving.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
+        except Exception as error:
+            failure = _user_error_within(error) or error
+            _report(failure)
+            raise failure from None
+
+
+def _user_error_within(error: BaseException) -> UserError | None:
+    """The UserError behind an error of `instantiate`, or one that a spawned training process died of."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__
+    marker = f"{UserError.__module__}.{UserError.__qualname__}: "
+    if type(error).__name__ == "ProcessRaisedException" and marker in str(error):
+        return UserError(str(error).rpartition(marker)[2].strip())
+    return None
+
+
+def _report(error: Exception) -> None:
+    if isinstance(error, UserError):
+        print(f"crossvit: error: {error}", file=sys.stderr)
+    else:
+        import traceback
+
+        traceback.print_exception(error)
+    error.reported_by = os.getpid()
+
+
+def _reported(error: Exception) -> bool:
+    """Whether this process has shown the error already: one that comes back from a cluster's job has been shown elsewhere only."""
+    return getattr(error, "reported_by", None) == os.getpid()
+
+

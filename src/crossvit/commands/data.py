@@ -1,0 +1,11 @@
+"""`crossvit data make scenes`: writes the embedded corpus in the official layouts."""
+
+from omegaconf import DictConfig
+
+from crossvit.stages.corpus import make_scenes
+
+
+def run(cfg: DictConfig) -> None:
+    """Generates or verifies the corpus and prints where it lies."""
+    manifest = make_scenes(cfg)
+    print(manifest.describe())

@@ -1,0 +1,20 @@
+"""`crossvit pipeline`: the chain, its test, and the table."""
+
+from omegaconf import DictConfig
+
+from crossvit.commands.run import run_directory, task_overrides, write_chain
+from crossvit.commands.table import print_table
+from crossvit.stages.chain import describe, run_chain
+
+
+def run(cfg: DictConfig):
+    """Trains what is missing, evaluates every stage of the chain on the suite, writes and prints the table."""
+    links = run_chain(task_overrides(), primary="pipeline")
+    directory = run_directory()
+    write_chain(directory, links)
+    print(describe(links))
+
+    from crossvit.stages.evaluating import evaluate_stage
+
+    cells = [cell for link in links for cell in evaluate_stage(link.stored, cfg.suite, cfg.paths)]
+    return print_table(cells, directory)

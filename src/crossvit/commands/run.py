@@ -1,0 +1,34 @@
+"""The run directory: where it is, and what every run leaves in it."""
+
+import json
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from crossvit.stages.chain import ChainLink
+
+
+def run_directory() -> Path:
+    """The directory of this Hydra job."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def task_overrides() -> list[str]:
+    """What the user gave on the command line, for this job of a sweep."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def write_chain(directory: Path, links: list[ChainLink]) -> None:
+    """`chain.json`: the stages this run stands on, the root first."""
+    stages = [
+        {
+            "stage": link.config.name,
+            "fingerprint": link.stored.fingerprint,
+            "path": str(link.stored.path),
+            "trained": link.trained,
+            "metrics": link.stored.provenance["metrics"],
+        }
+        for link in links
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "chain.json").write_text(json.dumps(stages, indent=2))

@@ -1,0 +1,19 @@
+"""Configs: where they lie, how one is composed, what is wrong with it, and the configs of a stage's ancestors.
+
+Imports Hydra and OmegaConf, never torch.
+"""
+
+from crossvit.config.chain import StageConfig, chain_configs
+from crossvit.config.compose import compose, config_directory, current_invocation
+from crossvit.config.targets import check_signatures
+from crossvit.config.validate import validate
+
+__all__ = [
+    "StageConfig",
+    "chain_configs",
+    "check_signatures",
+    "compose",
+    "config_directory",
+    "current_invocation",
+    "validate",
+]

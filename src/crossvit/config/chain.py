@@ -1,0 +1,112 @@
+"""The configs of a stage and of the stages before it.
+
+A parent's config is the same composition with another `stage`, so that one command line describes the whole chain. What a user overrides
+for one stage (its data, its learning rate, its length) belongs to the stage being trained; the rest (the model, the seed, the paths, the
+device) holds for all. `chain.<stage name>=[...]` reaches one stage of the chain alone.
+"""
+
+from typing import NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from crossvit.config.compose import Composed, compose_with_choices
+from crossvit.config.validate import validate
+from crossvit.errors import UserError
+
+STAGE_GROUPS = ("stage", "data", "objective", "optimizer", "scheduler", "callbacks")
+STAGE_TRAINER_KEYS = (
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "max_time",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "overfit_batches",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+)
+EVERY_STAGE = ("data.num_workers", "data.eval_batch_size")  # how fast the samples come, not which
+
+
+class StageConfig(NamedTuple):
+    """One stage: its option in conf/stage, its name (`stage.name`) and its validated, read-only config."""
+
+    option: str
+    name: str
+    cfg: DictConfig
+
+
+def chain_configs(overrides: list[str], primary: str = "train") -> list[StageConfig]:
+    """The configs of all stages from the root of the chain to the stage that `overrides` ask for, in the order of training.
+
+    All share the target's `run_name`, hence its run directory. Raises UserError for a bad override or value, naming the stage, and for a
+    chain that returns to a stage.
+    """
+    target = compose_with_choices(overrides, primary)
+    if "stage" not in target.cfg or not target.choices.get("stage"):
+        raise UserError(f"{primary}: this config has no stage; choose one with stage=<option>")
+    additions = {str(name): _as_overrides(name, extra) for name, extra in (target.cfg.get("chain") or {}).items()}
+    shared = [override for override in overrides if not is_stage_scoped(override)]
+    links: list[StageConfig] = []
+    option, composed, given = target.choices["stage"], target, overrides
+    while True:
+        if option in [link.option for link in links]:
+            path = " -> ".join([link.option for link in reversed(links)])
+            raise UserError(f"stage.parent: the chain returns to {option!r} ({option} -> {path})")
+        links.append(_stage_config(option, composed, given, additions, target.cfg.run_name, primary))
+        option = links[-1].cfg.stage.parent
+        if option is None:
+            return links[::-1]
+        given = [*shared, f"stage={option}"]
+        composed = compose_with_choices(given, primary)
+
+
+def is_stage_scoped(override: str) -> bool:
+    """True for an override that belongs to the stage being trained alone: `optimizer.lr=1e-3`, `data=coco`, `trainer.max_epochs=2`."""
+    key = override_key(override)
+    if key in EVERY_STAGE:
+        return False
+    root, _, rest = key.partition(".")
+    return root in STAGE_GROUPS or (root == "trainer" and rest in STAGE_TRAINER_KEYS)
+
+
+def override_key(override: str) -> str:
+    """The key or group of an override without its prefix (+, ++, ~) and package."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0].strip()
+
+
+def _stage_config(
+    option: str, composed: Composed, given: list[str], additions: dict[str, list[str]], run_name: str, primary: str
+) -> StageConfig:
+    cfg = composed.cfg
+    name = cfg.stage.name
+    extra = additions.get(name, [])
+    if extra:
+        replaced = {override_key(override) for override in extra}
+        try:
+            cfg = compose_with_choices([*(o for o in given if override_key(o) not in replaced), *extra], primary).cfg
+        except UserError as error:
+            raise UserError(f"chain.{name}: {error}") from error
+    OmegaConf.set_readonly(cfg, False)
+    cfg.run_name = run_name
+    try:
+        validate(cfg)
+    except UserError as error:
+        raise UserError(f"stage {option}: {error}") from error
+    OmegaConf.set_readonly(cfg, True)
+    return StageConfig(option, name, cfg)
+
+
+def _as_overrides(name: str, extra: object) -> list[str]:
+    if extra is None:
+        return []
+    if OmegaConf.is_dict(extra):
+        return [f"{key}={value}" for key, value in OmegaConf.to_container(extra, resolve=False).items()]
+    if OmegaConf.is_list(extra) and all(isinstance(item, str) for item in extra):
+        return list(extra)
+    raise UserError(f"chain.{name}: give a list of overrides, e.g. 'chain.{name}=[\"optimizer.lr=1e-3\"]', not {extra!r}")

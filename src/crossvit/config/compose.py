@@ -1,0 +1,107 @@
+"""Composing a config outside of Hydra's own entry point, and naming the run it stands for."""
+
+import hashlib
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from crossvit.errors import UserError
+
+# What a run's name already says, or what does not change a result: the digest in the name leaves these out.
+UNNAMED = ("stage", "patch_encoder", "experiment", "seed", "run_name", "paths", "logger", "hydra")
+
+
+class Invocation(NamedTuple):
+    """What the user asked this job for: the primary config and the overrides, those of a sweep's job included."""
+
+    primary: str
+    overrides: list[str]
+
+
+class Composed(NamedTuple):
+    """A config without its `hydra` node, and the option chosen in each config group."""
+
+    cfg: DictConfig
+    choices: dict[str, str | None]
+
+
+def config_directory() -> Path:
+    """`conf/`: beside the package in an installed wheel, at the top of a checkout otherwise.
+
+    Raises UserError where neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for directory in (package / "conf", package.parents[1] / "conf"):
+        if (directory / "train.yaml").is_file():
+            return directory
+    raise UserError(f"no conf/train.yaml in {package} or {package.parents[1]}: install crossvit again")
+
+
+def current_invocation() -> Invocation:
+    """The job that Hydra is running. Raises ValueError outside of a Hydra job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    return Invocation(hydra.job.config_name, list(hydra.overrides.task))
+
+
+def compose(overrides: list[str] | None = None, primary: str = "train") -> DictConfig:
+    """The config of `primary` with `overrides`, as the command line composes it.
+
+    Inside a Hydra job its search path (`--config-dir`) is used. Raises UserError with a suggestion for a key, group or option that is
+    not there.
+    """
+    return compose_with_choices(overrides, primary).cfg
+
+
+def compose_with_choices(overrides: list[str] | None = None, primary: str = "train") -> Composed:
+    """As `compose`, with the chosen options."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from crossvit.config.explain import COMPOSITION_ERRORS, explain
+
+    register_resolvers()
+    overrides = list(overrides or [])
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        try:
+            full = hydra.compose(primary, overrides, return_hydra_config=True)
+        except COMPOSITION_ERRORS as error:
+            raise UserError(explain(error, primary, overrides)) from error
+    choices = {str(group): option for group, option in full.hydra.runtime.choices.items()}
+    name = automatic_run_name(choices, list(full.hydra.overrides.task), full.get("seed"))
+    cfg = OmegaConf.masked_copy(full, [key for key in full if key != "hydra"])
+    OmegaConf.set_struct(cfg, True)
+    if _is_automatic(cfg):
+        cfg.run_name = name
+    return Composed(cfg, choices)
+
+
+def register_resolvers() -> None:
+    """Makes `${auto_run_name:}` known; to be called before Hydra starts."""
+    OmegaConf.register_new_resolver("auto_run_name", _auto_run_name, replace=True)
+
+
+def automatic_run_name(choices: dict[str, str | None], overrides: list[str], seed: int | None) -> str:
+    """A readable name, the same for the same command: experiment, stage, patch encoder, seed and a digest of the other overrides."""
+    parts = [str(choices[group]) for group in ("experiment", "stage", "patch_encoder") if choices.get(group)]
+    parts += [] if seed is None else [f"seed{seed}"]
+    settings = dict(override.partition("=")[::2] for override in overrides)  # a later override of a key replaces the first
+    rest = sorted(f"{key}={value}" for key, value in settings.items() if key.lstrip("+~").split(".")[0] not in UNNAMED)
+    if rest:
+        parts.append(hashlib.sha256("\n".join(rest).encode()).hexdigest()[:6])
+    return "-".join(parts).replace("/", "_") or "run"
+
+
+def _auto_run_name(*, _root_: DictConfig) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    return automatic_run_name(dict(hydra.runtime.choices), list(hydra.overrides.task), _root_.get("seed"))
+
+
+def _is_automatic(cfg: DictConfig) -> bool:
+    return "run_name" in cfg and "auto_run_name" in str(OmegaConf.to_container(cfg, resolve=False)["run_name"])

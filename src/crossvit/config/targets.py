@@ -1,0 +1,161 @@
+"""Do the keywords of every `_target_` node fit what it names?
+
+Hydra accepts a wrong keyword under `_partial_: true` and finds out hours later. `crossvit.*` targets are read from their source, so that
+nothing heavy is imported; the others are checked by `check_signatures`, once their libraries are loaded anyway.
+"""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from crossvit.config.explain import suggest
+from crossvit.errors import UserError
+
+PACKAGE = "crossvit"
+SPECIAL = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+
+
+class Signature(NamedTuple):
+    """Names that may be given by keyword; `open` where any name is accepted or where the source does not tell."""
+
+    names: frozenset[str]
+    open: bool
+
+
+def target_nodes(node: object, prefix: str = "") -> Iterator[tuple[str, dict]]:
+    """(dotted key, node) of every mapping with a `_target_` in a plain, resolved config."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield prefix, node
+        for key, value in node.items():
+            yield from target_nodes(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from target_nodes(value, f"{prefix}[{index}]")
+
+
+def check_own_targets(plain: dict) -> None:
+    """Checks the `crossvit.*` nodes of a plain, resolved config from their source. Raises UserError for the first that does not fit."""
+    for key, node in target_nodes(plain):
+        target = node["_target_"]
+        if isinstance(target, str) and target.startswith(f"{PACKAGE}."):
+            _check_keywords(key, node, _own_signature(key, target))
+
+
+def check_signatures(cfg: DictConfig) -> None:
+    """Imports every other target and checks its keywords, before anything is built. Raises UserError for the first that does not fit."""
+    from hydra.utils import get_object
+
+    for key, node in target_nodes(OmegaConf.to_container(cfg, resolve=True)):
+        target = str(node["_target_"])
+        if target.startswith(f"{PACKAGE}."):
+            continue
+        try:
+            found = get_object(target)
+        except Exception as error:
+            raise UserError(f"{key}._target_={target}: cannot be imported ({type(error).__name__})") from error
+        if not callable(found):
+            raise UserError(f"{key}._target_={target}: is not callable")
+        _check_keywords(key, node, _live_signature(found))
+
+
+def _check_keywords(key: str, node: dict, signature: Signature) -> None:
+    if signature.open:
+        return
+    for name in node:
+        if name not in SPECIAL and name not in signature.names:
+            where = f"{key}.{name}" if key else name
+            raise UserError(f"{where}: {node['_target_']} takes no {name!r}.{suggest(str(name), signature.names)}")
+
+
+def _live_signature(found: object) -> Signature:
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):  # built in C: nothing to compare with
+        return Signature(frozenset(), open=True)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = frozenset(p.name for p in parameters if p.kind in kinds)
+    return Signature(names, open=any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters))
+
+
+def _own_signature(key: str, target: str) -> Signature:
+    module, _, name = target.rpartition(".")
+    source = _source(module)
+    if source is None:
+        raise UserError(f"{key}._target_={target}: there is no module {module}")
+    signature = _find(module, name)
+    if signature is None:
+        public = [n for n in _definitions(module) if not n.startswith("_")]
+        raise UserError(f"{key}._target_={target}: {module} has no {name!r}.{suggest(name, public)}")
+    return signature
+
+
+@lru_cache
+def _source(module: str) -> ast.Module | None:
+    path = Path(__file__).resolve().parents[2].joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return ast.parse(candidate.read_text(encoding="utf-8"))
+    return None
+
+
+@lru_cache
+def _definitions(module: str) -> dict[str, ast.AST]:
+    """Top-level classes, functions and imported names of a module of this package."""
+    found: dict[str, ast.AST] = {}
+    tree = _source(module)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.ImportFrom):
+            found.update({alias.asname or alias.name: node for alias in node.names})
+    return found
+
+
+def _find(module: str, name: str) -> Signature | None:
+    """The signature of `name` in `module`, None where it is not defined there."""
+    node = _definitions(module).get(name)
+    if isinstance(node, ast.FunctionDef):
+        return _of_arguments(node.args)
+    if isinstance(node, ast.ClassDef):
+        return _of_class(module, node)
+    if isinstance(node, ast.ImportFrom):
+        if node.level or not (node.module or "").startswith(PACKAGE):
+            return Signature(frozenset(), open=True)
+        original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+        return _find(node.module, original)
+    return None
+
+
+def _of_arguments(arguments: ast.arguments, method: bool = False) -> Signature:
+    names = [a.arg for a in (*arguments.args[1 if method else 0 :], *arguments.kwonlyargs)]
+    return Signature(frozenset(names), open=arguments.kwarg is not None)
+
+
+def _of_class(module: str, node: ast.ClassDef) -> Signature:
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            own = _of_arguments(item.args, method=True)
+            if not own.open:
+                return own
+            base = _of_bases(module, node)  # **kwargs go on to the base class
+            return Signature(own.names | base.names, base.open)
+    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list) or any(
+        ast.unparse(base).endswith("NamedTuple") for base in node.bases
+    ):
+        fields = [i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
+        return Signature(frozenset(fields), open=False)
+    return _of_bases(module, node)
+
+
+def _of_bases(module: str, node: ast.ClassDef) -> Signature:
+    """The first base class that is defined in this package; any other base may take anything."""
+    for base in node.bases:
+        if isinstance(base, ast.Name) and (found := _find(module, base.id)) is not None:
+            return found
+    return Signature(frozenset(), open=True)

@@ -1,0 +1,178 @@
+"""Checks of a composed config that need no heavy import: values in range, nothing left open, keywords that fit."""
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from crossvit.config.explain import flatten, suggest
+from crossvit.config.targets import check_own_targets
+from crossvit.errors import UserError
+
+TASKS = ("patch_encoder", "visual_transformer", "cross_modal")
+PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed")
+PRESETS = ("easy", "medium", "hard")
+MODES = ("max", "min")
+
+Check = Callable[[str, Any], None]
+
+
+def validate(cfg: DictConfig) -> None:
+    """Raises UserError, naming the key, for the first thing wrong with a composed config."""
+    plain = _resolved(cfg)
+    for key in _open_keys(plain):
+        raise UserError(f"{key}: has no value yet (???); give it as {key}=<value>")
+    for key, check in CHECKS.items():
+        value = _select(plain, key)
+        if value is not _ABSENT:
+            check(key, value)
+    _check_objective(plain)
+    _check_divisible(plain)
+    _check_fused_with_scaler(plain)
+    check_own_targets(plain)
+
+
+def _number(low: float | None = None, high: float | None = None, *, above: float | None = None, null: bool = False) -> Check:
+    def check(key: str, value: Any) -> None:
+        if value is None and null:
+            return
+        bounds = [f"> {above}"] if above is not None else []
+        bounds += [f">= {low}"] if low is not None else []
+        bounds += [f"<= {high}"] if high is not None else []
+        wanted = "a number" + (f" {' and '.join(bounds)}" if bounds else "") + (" or null" if null else "")
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good = good and (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+        if not good:
+            raise UserError(f"{key}={value}: must be {wanted}")
+
+    return check
+
+
+def _integer(low: int | None = None, *, null: bool = False) -> Check:
+    def check(key: str, value: Any) -> None:
+        if value is None and null:
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or (low is not None and value < low):
+            bound = "" if low is None else f" >= {low}"
+            raise UserError(f"{key}={value}: must be a whole number{bound}{' or null' if null else ''}")
+
+    return check
+
+
+def _choice(options: tuple[str, ...]) -> Check:
+    def check(key: str, value: Any) -> None:
+        if str(value) not in options:
+            raise UserError(f"{key}={value}: not known.{suggest(str(value), options)}")
+
+    return check
+
+
+def _flag(key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"{key}={value}: must be true or false")
+
+
+def _batches(key: str, value: Any) -> None:
+    """Lightning reads 1 as one batch and 1.0 as all of them."""
+    if value is None:
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    share = isinstance(value, float) and 0.0 <= value <= 1.0
+    if not (whole or share):
+        raise UserError(f"{key}={value}: must be a number of batches (whole) or a share of them (0.0 to 1.0)")
+
+
+def _epochs(key: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < -1 or value == 0):
+        raise UserError(f"{key}={value}: must be a whole number >= 1, -1 for no limit, or null")
+
+
+CHECKS: dict[str, Check] = {
+    "seed": _integer(0),
+    "scenes.preset": _choice(PRESETS),
+    "scenes.seed": _integer(0),
+    "scenes.image_size": _integer(8),
+    "stage.task": _choice(TASKS),
+    "stage.mode": _choice(MODES),
+    "stage.gate": _number(null=True),
+    "model.image_size": _integer(8),
+    "model.width": _integer(1),
+    "model.heads": _integer(1),
+    "model.text_width": _integer(1),
+    "model.embed_dim": _integer(1),
+    "model.num_relations": _integer(2),
+    "data.batch_size": _integer(1),
+    "data.eval_batch_size": _integer(1),
+    "data.num_workers": _integer(0),
+    "data.max_bad_fraction": _number(0, 1),
+    "optimizer.lr": _number(above=0),
+    "optimizer.weight_decay": _number(0),
+    "scheduler.warmup": _number(0, 1),
+    "scheduler.floor": _number(0, 1),
+    "trainer.precision": _choice(PRECISIONS),
+    "trainer.max_epochs": _epochs,
+    "trainer.max_steps": _epochs,
+    "trainer.accumulate_grad_batches": _integer(1),
+    "trainer.gradient_clip_val": _number(0, null=True),
+    "trainer.limit_train_batches": _batches,
+    "trainer.limit_val_batches": _batches,
+    "trainer.log_every_n_steps": _integer(1),
+    "trainer.check_val_every_n_epoch": _integer(1, null=True),
+    "trainer.num_sanity_val_steps": _integer(-1),
+    "trainer.fast_dev_run": lambda key, value: None if isinstance(value, bool) else _integer(0)(key, value),
+}
+
+
+def _check_objective(plain: dict) -> None:
+    terms = plain.get("objective")
+    if not isinstance(terms, dict):
+        return
+    for name, term in terms.items():
+        if isinstance(term, dict) and "weight" in term:
+            _number(0)(f"objective.{name}.weight", term["weight"])
+    weights = [term["weight"] for term in terms.values() if isinstance(term, dict) and "weight" in term]
+    if weights and not any(weights):
+        raise UserError("objective: every weight is 0, there is nothing to train; e.g. objective.itc.weight=1")
+
+
+def _check_divisible(plain: dict) -> None:
+    for key in ("model", "vision", "text_encoder", "fusion"):
+        node = plain.get(key)
+        if isinstance(node, dict) and isinstance(node.get("width"), int) and isinstance(node.get("heads"), int):
+            if node["width"] % node["heads"]:
+                raise UserError(f"{key}.width={node['width']} is not a multiple of {key}.heads={node['heads']}")
+
+
+def _check_fused_with_scaler(plain: dict) -> None:
+    trainer = plain.get("trainer") or {}
+    fused = _select(plain, "optimizer.algorithm.fused")
+    if trainer.get("precision") == "16-mixed" and trainer.get("gradient_clip_val") and fused is True:
+        raise UserError(
+            "trainer.precision=16-mixed cannot clip gradients under a fused optimizer: set optimizer.algorithm.fused=false, "
+            "or precision bf16-mixed"
+        )
+
+
+_ABSENT = object()
+
+
+def _select(plain: dict, key: str) -> Any:
+    node: Any = plain
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return _ABSENT
+        node = node[part]
+    return node
+
+
+def _open_keys(plain: dict) -> list[str]:
+    return [key for key in flatten(plain) if _select(plain, key) == "???"]
+
+
+def _resolved(cfg: DictConfig) -> dict:
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        where = getattr(error, "full_key", None) or "config"
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error

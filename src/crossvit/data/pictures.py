@@ -1,0 +1,121 @@
+"""The picture files of a split, and the memory they can be kept in."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossvit.data.bad_samples import BadRecord
+from crossvit.data.decoding import BadSample, decode_image
+from crossvit.data.packed import PackedStrings
+from crossvit.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Pictures:
+    """A list of picture files: position -> path -> uint8 tensor.
+
+    Args:
+        names: file names relative to a root.
+        roots: folders; with more than one, each is listed once and a name belongs to the first that holds it.
+    """
+
+    def __init__(self, names: Sequence[str], roots: Sequence[Path]) -> None:
+        self.names = PackedStrings(names)
+        self.roots = [str(root) for root in roots]
+        self._root_of = np.zeros(len(names), dtype=np.uint8)
+        if len(roots) > 1:
+            folders: dict[str, set[str]] = {}
+            for position, name in enumerate(names):
+                self._root_of[position] = next(
+                    (r for r, root in enumerate(self.roots) if _holds(folders, os.path.join(root, name))), 0
+                )
+        self._cached: Tensor | None = None
+        self._bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, position: int) -> str:
+        """The file of a picture."""
+        return os.path.join(self.roots[self._root_of[position]], self.names[position])
+
+    def read(self, position: int, min_side: int | None = None) -> Tensor:
+        """uint8 (3, H, W). For `min_side` and errors see `decode_image`."""
+        if self._cached is None:
+            return decode_image(self.path(position), min_side)
+        if position in self._bad:
+            raise BadSample(self.path(position), self._bad[position])
+        return self._cached[position]
+
+    def missing(self) -> list[BadRecord]:
+        """The pictures whose file does not exist, found by listing each folder once."""
+        folders: dict[str, set[str]] = {}
+        paths = (self.path(position) for position in range(len(self)))
+        return [BadRecord(path, "missing file") for path in paths if not _holds(folders, path)]
+
+    def sizes(self) -> np.ndarray:
+        """File sizes in bytes, -1 for a missing file, int64."""
+        return np.fromiter((_size(self.path(position)) for position in range(len(self))), dtype=np.int64, count=len(self))
+
+    def keep_in_memory(self) -> None:
+        """Decode everything once into one uint8 tensor (n, 3, H, W), which forked workers share.
+
+        Samples stay exactly as they are without it, so all pictures must be of one size.
+
+        Raises:
+            UserError: two pictures differ in size, or the tensor would take more than half of the machine's memory.
+        """
+        if self._cached is not None:
+            return
+        for position in range(len(self)):
+            try:
+                image = decode_image(self.path(position))
+            except BadSample as error:
+                self._bad[position] = error.reason
+                continue
+            if self._cached is None:
+                self._cached = _allocate(len(self), image.shape)
+            elif image.shape != self._cached.shape[1:]:
+                height, width = self._cached.shape[2:]
+                raise UserError(
+                    f"data.cache=true needs pictures of one size: {self.path(position)} is {image.shape[2]} x {image.shape[1]}, "
+                    f"others are {width} x {height}. Set data.cache=false."
+                )
+            self._cached[position] = image
+        if self._cached is not None:
+            log.info("%d pictures kept in memory: %.0f MiB", len(self), self._cached.nbytes / 2**20)
+
+
+def _allocate(count: int, shape: torch.Size) -> Tensor:
+    needed = count * shape.numel()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory / 2:
+        raise UserError(
+            f"data.cache=true: {count} pictures take {needed / 2**30:.1f} GiB, more than half of this machine's "
+            f"{memory / 2**30:.1f} GiB. Set data.cache=false."
+        )
+    return torch.empty((count, *shape), dtype=torch.uint8)
+
+
+def _holds(folders: dict[str, set[str]], path: str) -> bool:
+    """Whether a file exists, by listing its folder once."""
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        try:
+            folders[folder] = set(os.listdir(folder))
+        except OSError:
+            folders[folder] = set()
+    return name in folders[folder]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

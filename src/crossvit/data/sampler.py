@@ -1,0 +1,114 @@
+"""The order of samples and the random numbers that go with each.
+
+Both depend on (seed, epoch, sample index) alone, so the number of workers, the number of devices and a restart change no sample.
+"""
+
+import math
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DistributedSampler
+
+
+class SampleKey(NamedTuple):
+    """What the sampler hands to the dataset: which sample, in which epoch."""
+
+    epoch: int
+    index: int
+
+
+class Draw(IntEnum):
+    """One independent stream of random numbers for each use, so switching one on or off leaves the others as they were."""
+
+    ORDER = 0
+    AUGMENTATION = 1
+    CAPTION = 2
+    NEGATIVES = 3
+    REPLACEMENT = 4
+
+
+def sample_rng(seed: int, key: SampleKey, draw: Draw) -> np.random.Generator:
+    """The random numbers of one sample in one epoch for one use."""
+    return np.random.default_rng((seed, draw, key.epoch, key.index))
+
+
+class EpochSampler(DistributedSampler):
+    """One global order for each epoch, dealt to the ranks in turns.
+
+    The order is a permutation of (seed, epoch). It is cut into global batches of `batch_size`; rank r of W takes rows
+    r, r + W, r + 2W, ... of each. In training (`drop_last`) the last incomplete global batch is left out, so all ranks take the same
+    number of steps. In evaluation nothing is padded, repeated or dropped: ranks may differ by one row.
+
+    It is a DistributedSampler in type so that Lightning leaves it as it is. Nothing of that class's behaviour is kept.
+
+    Args:
+        size: number of samples.
+        batch_size: rows of a global batch; a multiple of `world_size`.
+        seed: seed of the order.
+        rank: this process.
+        world_size: number of processes.
+        shuffle: permute, or keep the dataset's order.
+        drop_last: leave the last incomplete global batch out.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(f"batch_size {batch_size} must be a positive multiple of world_size {world_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not one of {world_size}")
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch; a new epoch begins at its first batch."""
+        if epoch != self.epoch:
+            self.seek(epoch)
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Go to an epoch in which `start` global batches are done already."""
+        self.epoch = epoch
+        self.start = start
+
+    @property
+    def num_batches(self) -> int:
+        """Global batches of a whole epoch."""
+        return self.size // self.batch_size if self.drop_last else math.ceil(self.size / self.batch_size)
+
+    def __len__(self) -> int:
+        """Rows of this rank in a whole epoch, `start` not subtracted: progress counts the epoch, not what is left of it."""
+        rows = self.num_batches * self.batch_size if self.drop_last else self.size
+        return len(range(self.rank, rows, self.world_size))
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        rows = self.num_batches * self.batch_size if self.drop_last else self.size
+        mine = self._order()[self.start * self.batch_size + self.rank : rows : self.world_size]
+        epoch = self.epoch
+        return (SampleKey(epoch, int(index)) for index in mine)
+
+    def state_dict(self) -> dict[str, int]:
+        """What fixes the order, for comparison on resume."""
+        return {"size": self.size, "batch_size": self.batch_size, "seed": self.seed}
+
+    def _order(self) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.size)
+        return np.random.default_rng((self.seed, Draw.ORDER, self.epoch)).permutation(self.size)

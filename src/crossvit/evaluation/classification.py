@@ -1,0 +1,35 @@
+"""Acc@1 and Acc@5 of the stages that train a classifier."""
+
+import torch
+
+from crossvit.evaluation.subject import Measurement, Subject
+from crossvit.metrics import chance_at_k, classification_accuracy, estimate
+
+
+class Classification:
+    """Image classification on a split of an ImageNet-style module. A stage without a classifier gives no measurement."""
+
+    def __init__(self, data, split: str = "val") -> None:
+        self.data = data
+        self.split = split
+
+    @torch.inference_mode()
+    def __call__(self, subject: Subject) -> list[Measurement]:
+        if subject.classifier is None:
+            return []
+        subject.classifier.eval()
+        batches = subject.batches(self.data, self.data.image_loader(self.split))
+        rows = [(subject.classifier(batch.image).float().cpu(), batch.label.cpu()) for batch in batches]
+        logits, label = (torch.cat(column) for column in zip(*rows, strict=True))
+        classes = logits.shape[1]
+        return [
+            Measurement(
+                task="classification",
+                direction="image->class",
+                metric=f"Acc@{k}",
+                estimate=estimate(classification_accuracy(logits, label, k)),
+                candidates=classes,
+                chance=float(chance_at_k(classes, 1, k)),
+            )
+            for k in (1, 5)
+        ]

@@ -1,0 +1,51 @@
+"""Image-text matching as retrieval: which caption belongs to a picture, and which picture to a caption."""
+
+import torch
+from torch import Tensor
+
+from crossvit.evaluation.subject import PAIRS_PER_CALL, Corpus, Measurement, Subject, encode_corpus, match_scores, take
+from crossvit.metrics import ImageTextPairs, embedding_retrieval, n_way_retrieval, reranked_retrieval
+from crossvit.metrics.retrieval import ExactDot
+
+
+class Matching:
+    """Retrieval in both directions by the dual encoder, and by the fused scorer where the chain has trained it.
+
+    candidates: N for N-way matching (distractors drawn once by `seed`), or None for all of the split.
+    rerank: the fused scorer re-orders the dual encoder's first K of all candidates; None: with `candidates` it scores all N.
+    """
+
+    def __init__(self, data, split: str = "val", candidates: int | None = None, rerank: int | None = 16, seed: int = 0):
+        self.data = data
+        self.split = split
+        self.candidates = candidates
+        self.rerank = rerank
+        self.seed = seed
+
+    @torch.inference_mode()
+    def __call__(self, subject: Subject) -> list[Measurement]:
+        corpus = encode_corpus(subject, self.data, self.split)
+        pairs = ImageTextPairs(corpus.image_id, corpus.text_image_id, corpus.text_id)
+        found = {"matching": self._dual(corpus, pairs)}
+        if subject.scores_fused:
+            found["matching, fused"] = self._fused(subject, corpus, pairs)
+        return [
+            Measurement(task, direction, f"Acc@{k}", result.estimate(k), result.num_candidates, result.chance(k))
+            for task, directions in found.items()
+            for direction, result in directions.items()
+            for k in (1, 5, 10)
+        ]
+
+    def _dual(self, corpus: Corpus, pairs: ImageTextPairs) -> dict:
+        if self.candidates is None:
+            return embedding_retrieval(corpus.image, corpus.caption, pairs)
+        return n_way_retrieval(ExactDot(corpus.image, corpus.caption).pairs, pairs, self.candidates, self.seed)
+
+    def _fused(self, subject: Subject, corpus: Corpus, pairs: ImageTextPairs) -> dict:
+        def score(images: Tensor, texts: Tensor) -> Tensor:
+            visual = corpus.visual[images.to(corpus.visual.device)]
+            return match_scores(subject.model, visual, take(corpus.text, texts.to(visual.device)))
+
+        if self.candidates is not None:
+            return n_way_retrieval(score, pairs, self.candidates, self.seed, batch_size=PAIRS_PER_CALL)
+        return reranked_retrieval(corpus.image, corpus.caption, pairs, score, self.rerank, batch_size=PAIRS_PER_CALL)

@@ -1,0 +1,113 @@
+"""What is evaluated, and what an evaluator answers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from crossvit.metrics.intervals import Estimate
+from crossvit.models.crossvit import CrossViT
+from crossvit.models.text_encoder import TextFeatures
+
+PAIRS_PER_CALL = 512
+
+
+class Measurement(NamedTuple):
+    """One figure on one test set; fractions, with the interval of `estimate`."""
+
+    task: str
+    direction: str
+    metric: str
+    estimate: Estimate
+    candidates: int
+    chance: float
+
+    def to_json(self) -> list:
+        """As plain data."""
+        return [*self._replace(estimate=list(self.estimate))]
+
+    @classmethod
+    def from_json(cls, row: list) -> "Measurement":
+        """The inverse of `to_json`."""
+        task, direction, metric, estimate, candidates, chance = row
+        return cls(task, direction, metric, Estimate(*estimate), candidates, chance)
+
+
+@dataclass
+class Subject:
+    """A trained stage as evaluators see it.
+
+    trained: names of the model's parts that some stage of the chain has trained; the others are as initialised.
+    classifier: the classification head with its forward function, in the stages that train one.
+    """
+
+    model: CrossViT
+    trained: frozenset[str]
+    device: torch.device
+    classifier: nn.Module | None = None
+    seed: int = 0
+
+    @property
+    def scores_fused(self) -> bool:
+        """The matching head and the fusion below it are trained."""
+        return {"fusion", "itm"} <= self.trained
+
+    def batches(self, data, loader) -> Iterator:
+        """The loader's batches on the device, images normalised, the model in eval mode, no gradient."""
+        self.model.eval()
+        for batch in loader:
+            moved = type(batch)(*(x.to(self.device) if isinstance(x, Tensor) else x for x in batch))
+            yield moved._replace(image=data.normalize(moved.image)) if "image" in moved._fields else moved
+
+
+class Corpus(NamedTuple):
+    """Both sides of a retrieval corpus after the towers: rows in dataset order, on the device."""
+
+    visual: Tensor  # (I, N, d)
+    image: Tensor  # (I, E), L2-normalised
+    image_id: Tensor  # (I,)
+    text: TextFeatures  # tokens (T, M, d_t), pooled (T, d_t), mask (T, M)
+    caption: Tensor  # (T, E), L2-normalised
+    text_image_id: Tensor  # (T,)
+    text_id: Tensor  # (T,)
+
+
+@torch.inference_mode()
+def encode_corpus(subject: Subject, data, split: str) -> Corpus:
+    """Runs each tower once over every image and every caption of a split."""
+    model = subject.model
+    images = [
+        (visual := model.visual_features(b.image), model.embed_visual(visual), b.label)
+        for b in subject.batches(data, data.image_loader(split))
+    ]
+    texts = [
+        (features := model.text_features(b.tokens, b.token_mask), model.embed_text(features), b.image_id, b.text_id)
+        for b in subject.batches(data, data.text_loader(split))
+    ]
+    visual, image, image_id = (torch.cat(column) for column in zip(*images, strict=True))
+    text = join_features([row[0] for row in texts])
+    caption, text_image_id, text_id = (torch.cat([row[i] for row in texts]) for i in (1, 2, 3))
+    return Corpus(visual, image, image_id.cpu(), text, caption, text_image_id.cpu(), text_id.cpu())
+
+
+def join_features(parts: list[TextFeatures]) -> TextFeatures:
+    """Features of several batches as one, padded to the longest."""
+    longest = max(part.mask.shape[1] for part in parts)
+    tokens = [nn.functional.pad(p.tokens, (0, 0, 0, longest - p.mask.shape[1])) for p in parts]
+    masks = [nn.functional.pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts]
+    return TextFeatures(torch.cat(tokens), torch.cat([p.pooled for p in parts]), torch.cat(masks))
+
+
+def take(features: TextFeatures, rows: Tensor) -> TextFeatures:
+    """The features of some rows, cut to the longest among them."""
+    mask = features.mask[rows]
+    longest = int(mask.sum(1).max()) if len(rows) else 0
+    return TextFeatures(features.tokens[rows, :longest], features.pooled[rows], mask[:, :longest])
+
+
+def match_scores(model: CrossViT, visual: Tensor, text: TextFeatures) -> Tensor:
+    """(n,) matching scores of fused pairs, the logit difference that orders as p(match) does and does not saturate."""
+    logits = model.match_logits(model.fuse(visual, text)).float()
+    return logits[:, 1] - logits[:, 0]

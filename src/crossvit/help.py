@@ -1,0 +1,77 @@
+"""The help pages, made from the files in conf/ so that they name every option there is."""
+
+import textwrap
+from pathlib import Path
+
+from crossvit.config.compose import config_directory
+
+TRAINING_KEYS = {
+    "seed=0": "random seed of everything",
+    "optimizer.lr=1e-3": "base learning rate",
+    "data.batch_size=256": "global batch size, over all devices",
+    "data.num_workers=4": "processes that read samples",
+    "trainer.max_epochs=10": "length of the stage (or trainer.max_steps=...)",
+    "trainer.precision=bf16-mixed": "32, bf16-mixed or 16-mixed",
+    "scenes.preset=easy": "difficulty of the embedded corpus: easy, medium, hard",
+    "'chain.coco=[\"optimizer.lr=1e-4\"]'": "overrides for one earlier stage of the chain",
+    "paths.store=DIR": "where finished stages are kept",
+    "run_name=NAME": "name of the run directory below paths.runs",
+}
+DATA_KEYS = {
+    "scenes.preset=easy": "easy, medium or hard",
+    "scenes.seed=0": "the same arguments give the same bytes",
+    "scenes.image_size=56": "side of a picture in pixels",
+    "paths.scenes=DIR": "where the corpus is written",
+}
+EXAMPLES = {
+    "train": (
+        "crossvit train                                   the whole chain on the embedded corpus",
+        "crossvit train stage=imagenet patch_encoder=resnet18",
+        "crossvit train -m patch_encoder=resnet18,resnet34 stage=imagenet,coco,vlr",
+        "crossvit train trainer=ddp_sim                   two processes on the CPU",
+        "crossvit train --cfg job                         the composed config",
+    ),
+    "pipeline": (
+        "crossvit pipeline                                train the chain on the embedded corpus and test it",
+        "crossvit pipeline scenes.preset=medium seed=1",
+        "crossvit pipeline experiment=real_scratch paths.imagenet=DIR paths.coco=DIR paths.vlr=DIR",
+    ),
+    "evaluate": ("crossvit evaluate                                test the chain this config stands for",),
+    "data": ("crossvit data make scenes scenes.preset=easy",),
+}
+
+
+def front_page(commands: dict[str, str]) -> str:
+    """What `crossvit --help` prints."""
+    lines = ["usage: crossvit <command> [key=value ...]", ""]
+    lines += [f"  {name:10} {summary}" for name, summary in commands.items()]
+    lines += ["", "crossvit <command> --help lists the options. Flags of Hydra work too: -m (sweep), --cfg job, --info."]
+    return "\n".join(lines)
+
+
+def command_page(command: str, summary: str) -> str:
+    """What `crossvit <command> --help` prints."""
+    usage = "crossvit data make scenes" if command == "data" else f"crossvit {command}"
+    lines = [f"usage: {usage} [key=value ...]", "", f"{summary[0].upper()}{summary[1:]}.", ""]
+    if command != "data":
+        lines += ["Choices (group=option):"]
+        for group, options in config_groups(config_directory()).items():
+            text = ", ".join(options)
+            lines += textwrap.wrap(text, 116, initial_indent=f"  {group:14} ", subsequent_indent=" " * 17)
+        lines += [""]
+    lines += ["Keys used most:"]
+    keys = DATA_KEYS if command == "data" else TRAINING_KEYS
+    lines += [f"  {key:38} {meaning}" for key, meaning in keys.items()]
+    lines += ["", "Examples:", *(f"  {example}" for example in EXAMPLES[command]), ""]
+    lines += ["All keys: --cfg job. Sweep: -m with comma-separated values. Hydra's own flags: --hydra-help."]
+    return "\n".join(lines)
+
+
+def config_groups(root: Path) -> dict[str, list[str]]:
+    """Config group -> its options, from the files below `root`. Hydra's own groups are left out."""
+    groups = {}
+    for directory in sorted(path for path in root.iterdir() if path.is_dir() and path.name != "hydra"):
+        options = sorted(path.stem for path in directory.glob("*.yaml"))
+        if options:
+            groups[directory.name] = options
+    return groups

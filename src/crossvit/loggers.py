@@ -1,0 +1,62 @@
+"""Loggers that need more than a constructor call."""
+
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+def wandb_logger(
+    save_dir: str | Path,
+    name: str,
+    project: str = "crossvit",
+    group: str | None = None,
+    entity: str | None = None,
+    tags: list[str] | None = None,
+    offline: bool | None = None,
+):
+    """A Lightning `WandbLogger` that never asks for a key.
+
+    Files go to `<save_dir>/wandb`. The run's id is kept in `<save_dir>/wandb-<name>.id`: the same run, resumed, keeps its id.
+    offline: True or False; None means offline unless WANDB_MODE says otherwise or a key is set (WANDB_API_KEY or ~/.netrc).
+    """
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    directory = Path(save_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    return WandbLogger(
+        save_dir=str(directory),
+        name=name,
+        id=_kept_id(directory / f"wandb-{name.replace('/', '_')}.id"),
+        project=project,
+        group=group,
+        entity=entity,
+        tags=tags or [],
+        offline=_is_offline() if offline is None else offline,
+        resume="allow",
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+
+
+def _kept_id(path: Path) -> str:
+    from wandb.util import generate_id
+
+    if not path.is_file():
+        path.write_text(generate_id())
+    return path.read_text().strip()
+
+
+def _is_offline() -> bool:
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode:
+        return mode != "online"
+    return not (os.environ.get("WANDB_API_KEY") or _netrc_has_key())
+
+
+def _netrc_has_key() -> bool:
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return host in netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,46 @@
+"""Figures of merit on plain tensors: accuracy by expectation under ties, retrieval, verification, intervals, blind baselines.
+
+Nothing here knows a model, a task or a dataset. Names are loaded on first use, so importing this package imports no torch.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "accuracy_at_k": "accuracy",
+    "accuracy_at_k_bounds": "accuracy",
+    "chance_at_k": "accuracy",
+    "classification_accuracy": "accuracy",
+    "Estimate": "intervals",
+    "bootstrap": "intervals",
+    "estimate": "intervals",
+    "wilson": "intervals",
+    "ExactDot": "exact_dot",
+    "IndexedCatMetric": "indexed",
+    "gather_rows": "gather",
+    "ImageTextPairs": "pairs",
+    "RetrievalResult": "result",
+    "block_retrieval": "retrieval",
+    "embedding_retrieval": "retrieval",
+    "n_way_retrieval": "retrieval",
+    "RerankedResult": "rerank",
+    "reranked_retrieval": "rerank",
+    "auroc": "verification",
+    "balanced_accuracy": "verification",
+    "verification_accuracy": "verification",
+    "by_kind": "compositional",
+    "consistency": "compositional",
+    "two_way_accuracy": "compositional",
+    "downsample": "blind",
+    "image_only_logits": "blind",
+    "text_only_logits": "blind",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

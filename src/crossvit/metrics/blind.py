@@ -1,0 +1,106 @@
+"""What can be had without looking, or without reading: linear baselines that see one side only.
+
+On a balanced test both must stay at chance; what they score above it is the dataset's bias, not understanding. Both are multinomial
+logistic regressions fitted to the training split by L-BFGS from zero, so they have no seed.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def text_only_logits(
+    train_tokens: Tensor,
+    train_mask: Tensor,
+    train_labels: Tensor,
+    test_tokens: Tensor,
+    test_mask: Tensor,
+    *,
+    l2: float = 1e-4,
+    max_iter: int = 200,
+) -> Tensor:
+    """Bag of words: logistic regression on how often each token occurs.
+
+    Args:
+        train_tokens, test_tokens: (N, M) and (B, M') int64. train_mask, test_mask: bool of the same shapes, True where a token is real.
+        train_labels: (N,) int64 from 0. Tokens never seen in training count for nothing.
+        l2: weight of half the squared norm of the weights, beside the mean cross-entropy.
+
+    Returns:
+        (B, K) float32 logits, K = largest training label + 1; for `verification_accuracy` or `classification_accuracy`.
+    """
+    vocabulary = train_tokens[train_mask].unique()
+    train, test = (
+        _positions(tokens, mask, vocabulary) for tokens, mask in ((train_tokens, train_mask), (test_tokens, test_mask))
+    )
+
+    def linear(rows: Tensor, weight: Tensor) -> Tensor:
+        # The last row of the table stays zero: padding and unknown tokens.
+        table = torch.cat([weight.T, weight.new_zeros(1, len(weight))])
+        return F.embedding_bag(rows, table, mode="sum")
+
+    return _fit(linear, train, train_labels, test, len(vocabulary), l2, max_iter)
+
+
+def image_only_logits(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, *, l2: float = 1e-2, max_iter: int = 200
+) -> Tensor:
+    """Logistic regression on image features: `downsample`d pixels, or those of a frozen encoder.
+
+    Args:
+        train_features, test_features: (N, D) and (B, D), standardised here by the training mean and deviation.
+        train_labels: (N,) int64 from 0.
+        l2: as in `text_only_logits`.
+
+    Returns:
+        (B, K) float32 logits.
+    """
+    train, test = train_features.float().flatten(1), test_features.float().flatten(1)
+    mean, deviation = train.mean(0), train.std(0, correction=0)
+    deviation = torch.where(deviation > 0, deviation, 1.0)
+    train, test = (train - mean) / deviation, (test - mean) / deviation
+    return _fit(F.linear, train, train_labels, test, train.shape[1], l2, max_iter)
+
+
+def downsample(image: Tensor, size: int = 8) -> Tensor:
+    """Images (B, ..., 3, H, W), uint8 or float, averaged to size x size and flattened: (B, D) float32. Two images a row are joined."""
+    rows = image.float().reshape(-1, *image.shape[-3:])
+    return F.adaptive_avg_pool2d(rows, size).reshape(len(image), -1)
+
+
+def _positions(tokens: Tensor, mask: Tensor, vocabulary: Tensor) -> Tensor:
+    """Tokens as rows of the sorted vocabulary; len(vocabulary) for padding and for what is not in it."""
+    place = torch.searchsorted(vocabulary, tokens)
+    known = mask & (vocabulary[place.clamp_max(len(vocabulary) - 1)] == tokens)
+    return place.masked_fill(~known, len(vocabulary))
+
+
+def _fit(
+    linear: Callable[[Tensor, Tensor], Tensor],
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    num_features: int,
+    l2: float,
+    max_iter: int,
+) -> Tensor:
+    """Fit weights (K, D) and a bias, and return the test logits. `linear(rows, weight)` -> (n, K)."""
+    if not len(train) or labels.shape != (len(train),):
+        raise ValueError(f"{tuple(labels.shape)} labels for {len(train)} training rows")
+    classes = int(labels.max()) + 1
+    weight = torch.zeros(classes, num_features, device=train.device, requires_grad=True)
+    bias = torch.zeros(classes, device=train.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(linear(train, weight) + bias, labels) + l2 / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    with torch.no_grad():
+        return linear(test, weight) + bias

@@ -1,0 +1,52 @@
+"""True-or-false decisions on image-text pairs (VSR, NLVR, NLVR2)."""
+
+import torch
+from torch import Tensor
+
+from crossvit.metrics.accuracy import classification_accuracy, nan_last
+
+
+def verification_accuracy(logits: Tensor, labels: Tensor, threshold: float = 0.0) -> Tensor:
+    """Chance that each decision is right, a tie counting one half, (B,) float32.
+
+    Args:
+        logits: (B, 2) for false and true, or (B,) scores compared with `threshold` (0 for a logit or a logit difference).
+        labels: (B,) int64 or bool, 1 = true.
+
+    Raises:
+        ValueError: the shapes do not fit, or a label is neither 0 nor 1.
+    """
+    if logits.ndim == 1:
+        logits = torch.stack([torch.full_like(logits, threshold), logits], 1)
+    if logits.ndim != 2 or logits.shape[1] != 2:
+        raise ValueError(f"logits must be (B,) or (B, 2), got {tuple(logits.shape)}")
+    return classification_accuracy(logits, labels.long())
+
+
+def balanced_accuracy(correct: Tensor, labels: Tensor) -> float:
+    """Mean over the labels present of the mean of `correct` (B,), so that an always-true model scores 1/2; nan when empty."""
+    shares = [correct[labels == label].double().mean() for label in labels.unique()]
+    return torch.stack(shares).mean().item() if shares else float("nan")
+
+
+def auroc(scores: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve: the chance that a true pair scores above a false one, ties one half (Mann-Whitney).
+
+    Args:
+        scores: (B,), higher = true; for (B, 2) logits pass `logits[:, 1] - logits[:, 0]`. NaN ranks last.
+        labels: (B,) of 0 and 1, or bool.
+
+    Returns:
+        A float; nan unless both labels occur.
+    """
+    if scores.ndim != 1 or labels.shape != scores.shape:
+        raise ValueError(f"scores and labels must both be (B,), got {tuple(scores.shape)} and {tuple(labels.shape)}")
+    true = labels.bool()
+    positives, negatives = int(true.sum()), int((~true).sum())
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    scores, _ = nan_last(scores[:, None])
+    _, place, count = scores.squeeze(1).unique(return_inverse=True, return_counts=True)
+    # Mean rank of each group of equal scores, counted from 1.
+    rank = count.double().cumsum(0) - (count.double() - 1) / 2
+    return ((rank[place][true].sum() - positives * (positives + 1) / 2) / (positives * negatives)).item()

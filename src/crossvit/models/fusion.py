@@ -1,0 +1,225 @@
+"""Cross-modal fusion: how the visual and the text stream read each other.
+
+Every fusion maps the text to the visual width (`text_to_vision`, the embedding matrix) and has one interface,
+forward(visual (B, N, d), text (B, M, d_t), text_mask (B, M), need_weights) -> FusionOutput.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from crossvit.models.transformer import MLP, Attention, TransformerBlock
+
+
+class FusionOutput(NamedTuple):
+    """Both streams after fusion.
+
+    `pairing` holds one dict a layer: `image_to_text` (B, heads, N, M), how visual tokens weigh the text tokens, and `text_to_image`
+    (B, heads, M, N). Rows sum to 1; padding has weight 0. None where it was not asked for or the fusion pairs nothing.
+    """
+
+    visual: Tensor  # (B, N, d)
+    text: Tensor  # (B, M, d)
+    pooled: Tensor  # (B, 2d)
+    pairing: list[dict[str, Tensor]] | None = None
+
+
+class CrossModalFusion(nn.Module):
+    """What every fusion has: the embedding matrix from text to visual width.
+
+    `is_joint` says whether a fused score can depend on which picture and which text come together.
+    """
+
+    is_joint = True
+
+    def __init__(self, width: int, text_width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.text_width = text_width
+        self.text_to_vision = nn.Linear(text_width, width)
+        nn.init.xavier_uniform_(self.text_to_vision.weight)
+        nn.init.zeros_(self.text_to_vision.bias)
+
+
+class StreamBlock(nn.Module):
+    """One stream's share of a layer: self-attention, attention to a context, its own MLP; residual and LayerNorm around each."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, norm_first: bool = True) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, dropout)
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross_attention = Attention(width, heads, dropout)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_ratio, dropout)
+        self.drop = nn.Dropout(dropout)
+
+    def attend_self(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, N, d) -> (B, N, d)."""
+        update, _ = self.attention(self.attention_norm(x) if self.norm_first else x, mask=mask)
+        x = x + self.drop(update)
+        return x if self.norm_first else self.attention_norm(x)
+
+    def state(self, x: Tensor) -> Tensor:
+        """What this stream shows to cross-attention, as query and as context."""
+        return self.cross_norm(x) if self.norm_first else x
+
+    def attend_context(
+        self, x: Tensor, state: Tensor, context: Tensor, mask: Tensor | None = None, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, N, d), its `state`, context (B, K, d) -> (B, N, d) and, if asked for, the weights (B, heads, N, K)."""
+        update, weights = self.cross_attention(state, context, mask=mask, need_weights=need_weights)
+        x = x + self.drop(update)
+        return (x if self.norm_first else self.cross_norm(x)), weights
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """(B, N, d) -> (B, N, d)."""
+        return x + self.mlp(self.mlp_norm(x)) if self.norm_first else self.mlp_norm(x + self.mlp(x))
+
+
+class CoAttentionFusion(CrossModalFusion):
+    """Two streams, each with self-attention, attention to the other and an MLP of its own (LXMERT, Tan and Bansal 2019; METER, Dou
+    et al. 2022). Both streams read the states from before the exchange, so neither comes first.
+
+    norm_first: False gives LN(x + sublayer(x)). tie_streams: both streams share one set of weights.
+    """
+
+    exchanges = True
+
+    def __init__(
+        self,
+        width: int,
+        text_width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+        tie_streams: bool = False,
+    ) -> None:
+        super().__init__(width, text_width)
+        self.modality = nn.Parameter(torch.empty(2, width).normal_(std=0.02))
+        streams = 1 if tie_streams else 2
+        self.layers = nn.ModuleList(
+            nn.ModuleList(StreamBlock(width, heads, mlp_ratio, dropout, norm_first) for _ in range(streams))
+            for _ in range(depth)
+        )
+        self.visual_norm, self.text_norm = _final_norms(width, norm_first)
+
+    def forward(self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False) -> FusionOutput:
+        v = visual + self.modality[0]
+        t = self.text_to_vision(text) + self.modality[1]
+        pairing = []
+        for layer in self.layers:
+            visual_block, text_block = layer[0], layer[-1]
+            v, t = visual_block.attend_self(v), text_block.attend_self(t, text_mask)
+            v_state, t_state = visual_block.state(v), text_block.state(t)
+            if self.exchanges:
+                v, image_to_text = visual_block.attend_context(v, v_state, t_state, text_mask, need_weights)
+                t, text_to_image = text_block.attend_context(t, t_state, v_state, None, need_weights)
+                pairing.append({"image_to_text": image_to_text, "text_to_image": text_to_image})
+            else:
+                v, _ = visual_block.attend_context(v, v_state, v_state)
+                t, _ = text_block.attend_context(t, t_state, t_state, text_mask)
+            v, t = visual_block.feed_forward(v), text_block.feed_forward(t)
+        v, t = self.visual_norm(v), self.text_norm(t)
+        return FusionOutput(v, t, torch.cat([v[:, 0], t[:, 0]], dim=-1), pairing if need_weights and pairing else None)
+
+
+class LateFusion(CoAttentionFusion):
+    """The control of co-attention: the same layers with the same parameters, but each stream reads itself a second time instead of the
+    other one. The streams meet only in the head, as [visual CLS; text CLS]."""
+
+    exchanges = False
+
+
+class MergedFusion(CrossModalFusion):
+    """One stream: visual and text tokens side by side through ordinary blocks (UNITER, Chen et al. 2020).
+
+    The pairing is the part of the joint attention that goes to the other modality, scaled to rows that sum to 1.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        text_width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+    ) -> None:
+        super().__init__(width, text_width)
+        self.modality = nn.Parameter(torch.empty(2, width).normal_(std=0.02))
+        self.layers = nn.ModuleList(
+            TransformerBlock(width, heads, mlp_ratio, dropout, norm_first=norm_first) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width) if norm_first else nn.Identity()
+
+    def forward(self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False) -> FusionOutput:
+        cut = visual.shape[1]
+        x = torch.cat([visual + self.modality[0], self.text_to_vision(text) + self.modality[1]], dim=1)
+        mask = torch.cat([text_mask.new_ones(visual.shape[:2]), text_mask], dim=1)
+        pairing = []
+        for layer in self.layers:
+            x, weights = layer(x, mask=mask, need_weights=need_weights)
+            if need_weights:
+                across = {"image_to_text": weights[:, :, :cut, cut:], "text_to_image": weights[:, :, cut:, :cut]}
+                pairing.append({name: part / part.sum(dim=-1, keepdim=True) for name, part in across.items()})
+        x = self.norm(x)
+        v, t = x[:, :cut], x[:, cut:]
+        return FusionOutput(v, t, torch.cat([v[:, 0], t[:, 0]], dim=-1), pairing if need_weights else None)
+
+
+class TextSideFusion(CrossModalFusion):
+    """Only the text reads the picture; the visual tokens stay as they are (ALBEF, Li et al. 2021)."""
+
+    def __init__(
+        self,
+        width: int,
+        text_width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+    ) -> None:
+        super().__init__(width, text_width)
+        self.modality = nn.Parameter(torch.empty(2, width).normal_(std=0.02))
+        self.layers = nn.ModuleList(StreamBlock(width, heads, mlp_ratio, dropout, norm_first) for _ in range(depth))
+        self.visual_norm = nn.LayerNorm(width)
+        self.text_norm = _final_norms(width, norm_first)[1]
+
+    def forward(self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False) -> FusionOutput:
+        v = self.visual_norm(visual + self.modality[0])
+        t = self.text_to_vision(text) + self.modality[1]
+        pairing = []
+        for layer in self.layers:
+            t = layer.attend_self(t, text_mask)
+            t, weights = layer.attend_context(t, layer.state(t), v, None, need_weights)
+            pairing.append({"text_to_image": weights})
+            t = layer.feed_forward(t)
+        t = self.text_norm(t)
+        return FusionOutput(v, t, torch.cat([v[:, 0], t[:, 0]], dim=-1), pairing if need_weights else None)
+
+
+class NoFusion(CrossModalFusion):
+    """No fusion: [visual CLS; mean of the mapped text tokens], without any term in which both occur.
+
+    A linear head on it cannot tell a pair that fits from one that does not; `CrossViT.match` uses the towers' cosine instead.
+    """
+
+    is_joint = False
+
+    def forward(self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False) -> FusionOutput:
+        t = self.text_to_vision(text)
+        weight = text_mask.unsqueeze(-1).to(t.dtype)
+        mean = (t * weight).sum(dim=1) / weight.sum(dim=1)
+        return FusionOutput(visual, t, torch.cat([visual[:, 0], mean], dim=-1))
+
+
+def _final_norms(width: int, norm_first: bool) -> tuple[nn.Module, nn.Module]:
+    """The norms after the last layer; a post-LN layer has normed its output already."""
+    return (nn.LayerNorm(width), nn.LayerNorm(width)) if norm_first else (nn.Identity(), nn.Identity())

@@ -1,0 +1,69 @@
+"""A Hugging Face encoder from a local folder as a text encoder, e.g. a sentence encoder."""
+
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from crossvit.errors import UserError
+from crossvit.models.text_encoder import TextFeatures, pool_text, real_tokens
+from crossvit.models.weights import WeightReport
+
+
+class HuggingFaceTextEncoder(nn.Module):
+    """An encoder such as all-MiniLM-L6-v2 from a folder with `config.json` and its weights. Never fetches anything.
+
+    pooling: `mean` over the real tokens (sentence encoders) or `cls`. freeze: the encoder keeps its weights and runs without dropout.
+    `report` says what was loaded. Raises UserError where the folder is no such folder, where its weights do not fit, or where
+    transformers is not installed.
+    """
+
+    def __init__(self, folder: str, pooling: Literal["mean", "cls"] = "mean", freeze: bool = False) -> None:
+        super().__init__()
+        if pooling not in ("mean", "cls"):
+            raise ValueError(f"pooling {pooling!r}: choose mean or cls")
+        self.model, self.report = _load(Path(folder))
+        self.width = self.model.config.hidden_size
+        self.context_length = self.model.config.max_position_embeddings
+        self.pad_id = self.model.config.pad_token_id or 0
+        self.pooling = pooling
+        self.freeze = freeze
+        if freeze:
+            self.requires_grad_(False)
+        self.train()
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> TextFeatures:
+        """tokens (B, M) of the folder's own tokenizer; mask (B, M) or None for all but the padding."""
+        mask = real_tokens(tokens, self.pad_id, mask=mask)
+        states = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        return TextFeatures(states, pool_text(states, mask, self.pooling), mask)
+
+    def train(self, mode: bool = True) -> "HuggingFaceTextEncoder":
+        return super().train(mode and not self.freeze)
+
+
+def _load(folder: Path) -> tuple[nn.Module, WeightReport]:
+    """The encoder without its pooler, which sentence encoders do not use, and what became of the weights."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"text_encoder.folder={folder}: no Hugging Face model there (it needs config.json and weights)")
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise UserError("text_encoder=huggingface needs the package transformers: pip install transformers") from error
+    try:
+        model, info = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype="float32", output_loading_info=True
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"text_encoder.folder={folder}: cannot be loaded ({reason})") from error
+    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
+    faults = missing + [str(name) for name in info["mismatched_keys"]]
+    if faults:
+        raise UserError(
+            f"text_encoder.folder={folder}: weights do not fit, {len(faults)} missing: {', '.join(faults[:5])}"
+        )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    loaded = tuple(name for name in model.state_dict() if name not in missing)
+    return model, WeightReport(loaded, (), tuple(missing), tuple(info["unexpected_keys"]))

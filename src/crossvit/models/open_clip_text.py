@@ -1,0 +1,90 @@
+"""The text tower of an open_clip model as a text encoder."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from crossvit.errors import UserError
+from crossvit.models.text_encoder import TextFeatures, pool_text, real_tokens
+from crossvit.models.weights import WeightReport, read_state_dict, transfer
+
+END_OF_TEXT = 49407
+
+
+class OpenCLIPTextEncoder(nn.Module):
+    """A causal CLIP text Transformer by open_clip's model name, e.g. `ViT-B-32`; pooled at the end-of-text token, unprojected.
+
+    pretrained: None, a tag that open_clip fetches (`openai`), or a local file of weights of the whole model or its text tower.
+    freeze: the tower keeps its weights. Raises UserError for an unknown name or weights that cannot be had or do not fit.
+    """
+
+    report: WeightReport | None = None
+
+    def __init__(self, name: str = "ViT-B-32", pretrained: str | None = None, freeze: bool = False) -> None:
+        super().__init__()
+        import open_clip
+        from open_clip.transformer import QuickGELU, TextTransformer
+
+        config = open_clip.get_model_config(name)
+        if config is None:
+            raise UserError(f"text_encoder.name={name}: open_clip has no such model; see open_clip.list_models()")
+        text = config["text_cfg"]
+        if set(text) - {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}:
+            raise UserError(
+                f"text_encoder.name={name}: its text tower is no plain CLIP Transformer; choose e.g. ViT-B-32"
+            )
+        self.width = text["width"]
+        quick = config.get("quick_gelu", False) or pretrained == "openai"
+        self.tower = TextTransformer(
+            **text, proj_type="none", output_tokens=True, act_layer=QuickGELU if quick else nn.GELU
+        )
+        self.context_length = self.tower.context_length
+        if pretrained is not None:
+            self.report = self._load(name, pretrained)
+        if freeze:
+            self.requires_grad_(False)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> TextFeatures:
+        """tokens (B, M) of CLIP's BPE with M <= context_length; mask (B, M) or None for everything up to the first end-of-text."""
+        mask = real_tokens(tokens, pad_id=0, eot_id=END_OF_TEXT, mask=mask)
+        _, states = self.tower(tokens)
+        return TextFeatures(states, pool_text(states, mask, "eot"), mask)
+
+    def _load(self, name: str, pretrained: str) -> WeightReport:
+        """Takes the tower's names out of a whole model's; the picture side and the projection stay behind."""
+        weights = read_state_dict(_locate(name, pretrained))
+        prefix = "text." if "text.token_embedding.weight" in weights else ""
+        left_out = (
+            "visual",
+            "logit_scale",
+            "logit_bias",
+            "text_projection",
+            "attn_mask",
+            "context_length",
+            "vocab_size",
+            "input_resolution",
+        )
+        try:
+            return transfer(self.tower, weights, prefix=prefix, allow_unexpected=left_out)
+        except UserError as error:
+            raise UserError(f"{pretrained} as the text tower of {name}: {error}") from error
+
+
+def _locate(name: str, pretrained: str) -> str | Path:
+    """A local file: the one named, or the one that open_clip fetches for a tag."""
+    import open_clip
+
+    if Path(pretrained).suffix:
+        return pretrained
+    source = open_clip.get_pretrained_cfg(name, pretrained)
+    if not source:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:5])
+        raise UserError(
+            f"text_encoder.pretrained={pretrained}: no such file, and no such tag of {name} (it has {tags})"
+        )
+    try:
+        return open_clip.download_pretrained(source)
+    except Exception as error:
+        raise UserError(
+            f"text_encoder.pretrained={pretrained} could not be fetched ({error}); give a local file"
+        ) from error

@@ -1,0 +1,136 @@
+"""What every loss term of the cross-modal task sees, and what it answers.
+
+A task fills a `PairState` once a step. Its expensive parts are lazy: a term that is not active (weight 0) costs nothing, and two terms
+that need the same thing share it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from crossvit.distributed import gather, gather_with_grad, global_rows, pad_to_longest
+
+
+@dataclass
+class TermOutput:
+    """One term's loss (a scalar over the global batch) and figures to log beside it."""
+
+    loss: Tensor
+    figures: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Term(nn.Module):
+    """A weighted loss term. `weight` 0 means the term is never called.
+
+    `modules_used` names the parts of the model that this term sends gradients to; parts that no active term uses are frozen by the task.
+    """
+
+    modules_used: tuple[str, ...] = ()
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"weight must be >= 0, got {weight}")
+        self.weight = weight
+
+    def forward(self, state: "PairState") -> TermOutput:
+        raise NotImplementedError
+
+
+def known_pairs(image_id: Tensor, text_id: Tensor, batch_image_id: Tensor, batch_text_id: Tensor, counts: Tensor) -> Tensor:
+    """(i, t) bool: some pair k of the batch with `counts[k]` says something of image i and caption t.
+
+    image_id (i,) and text_id (t,) are looked up among the batch's pairs (batch_image_id[k], batch_text_id[k]), all (B,). With `counts` =
+    "the pair is true" these are the positives; with all pairs they are what a negative must not be. So two captions of one picture are
+    positives of each other's picture, and a picture whose caption reads the same as another's is a positive of that one too.
+    """
+    same_image = (image_id[:, None] == batch_image_id[None, :]) & counts[None, :]
+    same_text = batch_text_id[:, None] == text_id[None, :]
+    return (same_image.float() @ same_text.float()) > 0
+
+
+@dataclass
+class PairState:
+    """The step's pairs in this rank's rows (b) and, where a term asks, in the rows of all ranks (B).
+
+    visual (b, N, d) and text (b, M, d_t) are the towers' tokens; image_embedding, text_embedding (b, E) are L2-normalised.
+    """
+
+    visual: Tensor
+    text: Tensor
+    text_pooled: Tensor
+    text_mask: Tensor
+    image_embedding: Tensor
+    text_embedding: Tensor
+    logit_scale: Tensor  # log of the scale
+    image_id: Tensor
+    text_id: Tensor
+    label: Tensor | None
+    fuse: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # visual, text, pooled, mask -> pooled fused pair (n, 2d)
+    match_logits: Callable[[Tensor], Tensor]  # (n, 2d) -> (n, 2)
+    relation_logits: Callable[[Tensor], Tensor]  # (n, 2d) -> (n, K)
+    two_image_logits: Callable[[Tensor, Tensor], Tensor]  # two (n, 2d) -> (n, 2)
+    second_visual: Tensor | None = None  # (b, N, d), the second picture of a two-image statement
+    negatives: tuple[Tensor, Tensor, Tensor] | None = None  # tokens (b K, M', d_t), pooled, mask of generated false captions
+    uniform: Callable[[int], Tensor] | None = None  # n -> (n,) numbers in [0, 1), the same on every rank
+
+    @property
+    def true(self) -> Tensor:
+        """(b,) bool: the pair is a match (all are where the data has no label)."""
+        return torch.ones_like(self.image_id, dtype=torch.bool) if self.label is None else self.label == 1
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(b,) places of the local rows in the global batch."""
+        return global_rows(self.image_id.shape[0], self.image_id.device)
+
+    @cached_property
+    def all_image_embedding(self) -> Tensor:
+        return gather_with_grad(self.image_embedding)
+
+    @cached_property
+    def all_text_embedding(self) -> Tensor:
+        return gather_with_grad(self.text_embedding)
+
+    @cached_property
+    def all_visual(self) -> Tensor:
+        return gather_with_grad(self.visual)
+
+    @cached_property
+    def all_text(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, M, d_t), pooled (B, d_t) and mask (B, M) of all ranks' captions."""
+        tokens = gather_with_grad(pad_to_longest(self.text, 1))
+        mask = gather(pad_to_longest(self.text_mask, 1))
+        return tokens, gather_with_grad(self.text_pooled), mask
+
+    @cached_property
+    def all_ids(self) -> tuple[Tensor, Tensor, Tensor]:
+        """image_id, text_id and truth (B,) of all ranks' pairs."""
+        return gather(self.image_id), gather(self.text_id), gather(self.true)
+
+    @cached_property
+    def image_positives(self) -> Tensor:
+        """(b, B) bool: caption j is known to be true of local image i."""
+        images, texts, true = self.all_ids
+        return known_pairs(self.image_id, texts, images, texts, true)
+
+    @cached_property
+    def text_positives(self) -> Tensor:
+        """(b, B) bool: local caption i is known to be true of image j."""
+        images, texts, true = self.all_ids
+        return known_pairs(images, self.text_id, images, texts, true).t()
+
+    @cached_property
+    def text_candidates(self) -> Tensor:
+        """(b, B) bool: caption j may serve local image i as a negative, the batch says nothing of the two."""
+        images, texts, true = self.all_ids
+        return ~known_pairs(self.image_id, texts, images, texts, torch.ones_like(true))
+
+    @cached_property
+    def image_candidates(self) -> Tensor:
+        """(b, B) bool: image j may serve local caption i as a negative."""
+        images, texts, true = self.all_ids
+        return ~known_pairs(images, self.text_id, images, texts, torch.ones_like(true)).t()

@@ -1,0 +1,53 @@
+"""One figure of a result table, and the words it is printed with."""
+
+from dataclasses import dataclass, fields
+
+HEADINGS = {
+    "vqcmi": "VQCMI: natural-image matching",
+    "mimic": "MIMIC-III: medical (MIMIC-CXR layout)",
+    "classification": "Classification",
+    "vlr": "VLR true/false",
+    "vlr_compositional": "VLR true/false, held-out combinations",
+    "nlvr2": "Two-image statements",
+    "twins": "Twins",
+    "blind_text": "Blind, text only",
+    "blind_image": "Blind, image only",
+}
+SOURCE_TASKS = ("vqcmi", "mimic")  # the two columns of the source document, always shown
+CHAIN = ("imagenet", "coco", "vlr")
+NOT_MEASURED = "not measured yet"
+ABSENT = {"mimic": "not measured yet (medical data is not part of this run)"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure. Values are fractions, printed in percent; the keys of `table.json`, in this order.
+
+    `row` tells apart rows that share dataset and backbone (the arms of an ablation); `task` is a key of `HEADINGS` or any other name.
+    """
+
+    row: str
+    dataset: str  # what the row was trained on last, as printed: "ImageNet", "COCO", "VLR"
+    backbone: str  # "ResNet-18", "CrossViT"
+    stage: str  # "imagenet", "coco", "vlr"
+    task: str
+    direction: str | None  # "image->text", "text->image"; None where there is none
+    metric: str  # "Acc@1", "AUROC", a twin's kind
+    value: float | None  # None: measured, but not a number
+    low: float | None = None  # 95 % interval
+    high: float | None = None
+    candidates: int | None = None
+    chance: float | None = None
+    queries: int | None = None
+    seed: int | None = None
+
+
+KEYS = tuple(field.name for field in fields(Cell))
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction in percent: 0.752 -> "75.2"; small ones keep two significant digits: 0.0002 -> "0.02"."""
+    if value is None:
+        return "n/a"
+    scaled = 100 * value
+    return f"{scaled:.2g}" if 0 < abs(scaled) < 0.05 else f"{scaled:.{digits}f}"

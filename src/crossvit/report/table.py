@@ -1,0 +1,209 @@
+"""The result table: rows are dataset x backbone along the chain, columns are tasks."""
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from crossvit.errors import UserError
+from crossvit.report.cells import ABSENT, CHAIN, HEADINGS, KEYS, NOT_MEASURED, SOURCE_TASKS, Cell
+from crossvit.report.summary import Measurement, measurements
+
+LEGEND = "In percent; [95 % interval], or ± standard deviation over seeds."
+WIDE_ENTRY = 52  # two Acc figures with their intervals
+STACKED_TASK = 22
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    row: str
+    dataset: str
+    backbone: str
+
+
+class Table:
+    """Cells as a table that prints, and that is kept as markdown, csv and json.
+
+    Args:
+        cells: in any order; rows follow the chain imagenet, coco, vlr and then their first appearance.
+        missing: why an entry is empty, by task or by (row, task); default "not measured yet".
+    """
+
+    def __init__(self, cells: Iterable[Cell], missing: Mapping[str | tuple[str, str], str] | None = None) -> None:
+        self.cells = [_without_nan(cell) for cell in cells]
+        self.missing = ABSENT | dict(missing or {})
+
+    @property
+    def rows(self) -> list[Row]:
+        """In order of the chain."""
+        place: dict[Row, int] = {}
+        for cell in self.cells:
+            stage = CHAIN.index(cell.stage) if cell.stage in CHAIN else len(CHAIN)
+            place.setdefault(Row(cell.row, cell.dataset, cell.backbone), stage)
+        return sorted(place, key=place.__getitem__)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The source's two columns, then the known tasks that were measured, then others as they came."""
+        measured = dict.fromkeys(cell.task for cell in self.cells)
+        return list(dict.fromkeys([*SOURCE_TASKS, *(task for task in HEADINGS if task in measured), *measured]))
+
+    def entry(self, row: Row, task: str) -> list[Measurement]:
+        """What was measured of a task on a row; [] if nothing."""
+        return measurements(
+            cell for cell in self.cells if (Row(cell.row, cell.dataset, cell.backbone), cell.task) == (row, task)
+        )
+
+    def reason(self, row: Row, task: str) -> str:
+        """Why an entry is empty."""
+        return self.missing.get((row.row, task), self.missing.get(task, NOT_MEASURED))
+
+    def to_rich(self) -> "TerminalTable":
+        """A Rich renderable: tasks side by side where the terminal is wide enough, else one block a row."""
+        return TerminalTable(self)
+
+    def to_markdown(self) -> str:
+        """A GitHub pipe table; one line of an entry for each direction, the legend below."""
+        header = [*_row_headings(self), *(heading(task) for task in self.tasks)]
+        lines = [header, ["---"] * len(header)]
+        for row in self.rows:
+            entries = ([str(line) for line in self.entry(row, task)] or [self.reason(row, task)] for task in self.tasks)
+            lines.append([*_row_cells(self, row), *("<br>".join(map(_escape, entry)) for entry in entries)])
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{LEGEND}\n"
+
+    def to_csv(self) -> str:
+        """One line a cell, fractions, with the keys of `Cell` as header; nothing stands for None."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, KEYS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(cell) for cell in self.cells)
+        return text.getvalue()
+
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Write the list of cells, fractions, all keys in every cell. The file appears whole or not at all."""
+        _write(Path(path), json.dumps([asdict(cell) for cell in self.cells], indent=1, allow_nan=False) + "\n")
+
+    def write(self, directory: str | os.PathLike) -> None:
+        """Write table.md, table.csv and table.json into a directory, made if need be."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / "table.md", self.to_markdown())
+        _write(directory / "table.csv", self.to_csv())
+        self.to_json(directory / "table.json")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> Self:
+        """A table from table.json or the directory that holds it.
+
+        Raises:
+            UserError: the file is missing, is not json, or is not a list of cells.
+        """
+        path = Path(path)
+        path = path / "table.json" if path.is_dir() else path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such table. A finished `crossvit evaluate` or `pipeline` leaves one."
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{path} is not json ({error}). Evaluate again to write it anew.") from None
+        if not isinstance(content, list):
+            raise UserError(f"{path} must hold a list of cells, it holds a {type(content).__name__}.")
+        for number, entry in enumerate(content):
+            if not isinstance(entry, dict) or set(entry) != set(KEYS):
+                raise UserError(f"{path}: cell {number} must have exactly the keys {', '.join(KEYS)}.")
+        return cls(Cell(**entry) for entry in content)
+
+
+class TerminalTable:
+    """A table that takes the form its terminal has room for."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = self._wide()
+        fits = console.measure(wide, options=options.update(width=10_000)).maximum <= options.max_width
+        yield wide if fits else self._stacked(options.max_width)
+
+    def _wide(self) -> RichTable:
+        grid = RichTable(box=box.SIMPLE_HEAD, show_lines=True, caption=LEGEND)
+        for name in (*_row_headings(self.table), *map(heading, self.table.tasks)):
+            grid.add_column(name, no_wrap=True)
+        for row in self.table.rows:
+            entries = (self._entry(row, task, WIDE_ENTRY) for task in self.table.tasks)
+            grid.add_row(*_row_cells(self.table, row), *entries)
+        return grid
+
+    def _stacked(self, width: int) -> RichTable:
+        grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, caption=LEGEND)
+        grid.add_column("Task", width=min(STACKED_TASK, width // 3))
+        grid.add_column("Result")
+        room = width - min(STACKED_TASK, width // 3) - 4
+        for row in self.table.rows:
+            grid.add_row(Text(" | ".join(_row_cells(self.table, row)), style="bold"), "")
+            for task in self.table.tasks:
+                grid.add_row(heading(task), self._entry(row, task, room), end_section=task == self.table.tasks[-1])
+        return grid
+
+    def _entry(self, row: Row, task: str, width: int) -> Text:
+        found = self.table.entry(row, task)
+        if not found:
+            return Text(self.table.reason(row, task), style="dim")
+        return Text("\n".join(line for one in found for line in one.lines(width)))
+
+
+def heading(task: str) -> str:
+    """A task's column heading."""
+    return HEADINGS.get(task, task)
+
+
+def _row_headings(table: Table) -> list[str]:
+    return ["Row", "Dataset", "Backbone"] if _needs_names(table) else ["Dataset", "Backbone"]
+
+
+def _row_cells(table: Table, row: Row) -> list[str]:
+    return [*([row.row] if _needs_names(table) else []), row.dataset, row.backbone]
+
+
+def _needs_names(table: Table) -> bool:
+    """Whether dataset and backbone do not tell the rows apart."""
+    rows = table.rows
+    return len({row[1:] for row in rows}) < len(rows)
+
+
+def _without_nan(cell: Cell) -> Cell:
+    """NaN and infinity are not json; they stand as None."""
+    values = asdict(cell)
+    return Cell(**{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()})
+
+
+def _escape(text: str) -> str:
+    """Text inside a pipe table."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
+def _write(path: Path, text: str) -> None:
+    """The file under its name is either the old one or the whole new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,132 @@
+"""The chain imagenet -> coco -> vlr: each stage is trained once, stored under its fingerprint, and handed on by name."""
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from crossvit.config import StageConfig, chain_configs, check_signatures
+from crossvit.errors import UserError
+from crossvit.stages.fingerprint import fingerprint
+from crossvit.stages.store import StageStore, StoredStage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChainLink:
+    """One stage of a chain: its config, its stored result, and whether this call trained it."""
+
+    config: StageConfig
+    stored: StoredStage
+    trained: bool
+
+
+def run_chain(overrides: list[str], primary: str = "train") -> list[ChainLink]:
+    """Trains what is missing of the chain that ends in the stage of `overrides`; the root comes first in the answer."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("WORLD_SIZE is set: start one process, `trainer=ddp` starts the others itself")
+    configs = chain_configs(overrides, primary)
+    for config in configs:
+        check_signatures(config.cfg)
+    links: list[ChainLink] = []
+    for config in configs:
+        links.append(ensure(config, links[-1].stored if links else None))
+    return links
+
+
+def ensure(config: StageConfig, parent: StoredStage | None) -> ChainLink:
+    """Takes the stage from the store, or trains it there. Two jobs that need the same stage train it once: the second waits."""
+    from crossvit.stages.build import build_data, build_tokenizer
+    from crossvit.stages.corpus import prepare_corpus
+
+    cfg = config.cfg
+    prepare_corpus(cfg)
+    data = build_data(cfg.data, build_tokenizer(cfg))
+    data.validate()
+    manifest = data.manifest()
+    mark = fingerprint(cfg, parent.fingerprint if parent else None, manifest)
+    store = StageStore(Path(cfg.paths.store))
+    stored = store.get(mark)
+    if stored is not None:
+        log.info("%s: taken from %s", config.name, stored.path)
+        return ChainLink(config, stored, trained=False)
+    with store.claim(mark, label=config.name) as claim:
+        if claim.stored is not None:  # another job trained it while this one waited
+            log.info("%s: taken from %s", config.name, claim.stored.path)
+            return ChainLink(config, claim.stored, trained=False)
+        log.info("%s: training as %s", config.name, mark)
+        return ChainLink(config, train_stage(config, data, manifest, parent, claim), trained=True)
+
+
+def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage | None, claim) -> StoredStage:
+    """Trains one stage in the claim's working directory and commits it. A `last.ckpt` found there is resumed."""
+    import lightning as L
+    import torch
+
+    from crossvit.stages.build import build_task
+    from crossvit.stages.training import build_trainer
+
+    cfg = config.cfg
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    task = build_task(cfg, num_classes=len(data.classes) if hasattr(data, "classes") else None)
+    if parent is not None:
+        hand_over(parent, task.network)
+    trainer = build_trainer(cfg, claim.directory)
+    data.bad_samples_dir = claim.directory
+    last = claim.directory / "checkpoints" / "last.ckpt"
+    started = time.time()
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"stage {config.name}: out of device memory; lower data.batch_size ({error})") from None
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return claim.commit(
+        weights=task.export(),
+        config=OmegaConf.to_yaml(cfg, resolve=True),
+        provenance={
+            "stage": config.name,
+            "option": config.option,
+            "task": cfg.stage.task,
+            "provides": list(task.provides),
+            "trained_modules": sorted(
+                {name.split(".")[0] for name, p in task.network.named_parameters() if p.requires_grad}
+                | set(parent.provenance["trained_modules"] if parent else ())
+            ),
+            "parent": parent.fingerprint if parent else None,
+            "data": manifest,
+            "metrics": metrics,
+            "seed": cfg.seed,
+            "steps": trainer.global_step,
+            "seconds": round(time.time() - started, 1),
+            "bad_samples": data.bad_count if hasattr(data, "bad_count") else 0,
+        },
+    )
+
+
+def hand_over(parent: StoredStage, network) -> None:
+    """Copies by name what the parent provides; the rest of the network keeps its fresh initialisation, and the report says so."""
+    from crossvit.models.weights import read_state_dict, transfer
+
+    provides = tuple(parent.provenance["provides"])
+    weights = {name: value for name, value in read_state_dict(parent.weights).items() if name.startswith(provides)}
+    fresh = tuple(name for name in network.state_dict() if not name.startswith(provides))
+    report = transfer(network, weights, allow_missing=fresh)
+    log.info("from %s: %s", parent.provenance["stage"], report.summary())
+
+
+def describe(links: list[ChainLink]) -> str:
+    """One line a stage: name, fingerprint, whether it was trained or taken, its validation figures."""
+    lines = []
+    for link in links:
+        figures = ", ".join(f"{k} {v:.3f}" for k, v in sorted(link.stored.provenance["metrics"].items()) if "val/" in k)
+        verb = f"trained in {link.stored.provenance['seconds']:.0f} s" if link.trained else "taken from the store"
+        lines.append(f"{link.config.name:14} {link.stored.fingerprint}  {verb}  {figures}")
+    return "\n".join(lines)
+
+

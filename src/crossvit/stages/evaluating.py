@@ -1,0 +1,103 @@
+"""Runs a suite of evaluators over a stored stage and turns what they measure into table cells."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from crossvit.evaluation.subject import Measurement, Subject
+from crossvit.models.weights import read_state_dict, transfer
+from crossvit.report.cells import Cell
+from crossvit.stages.build import build_data, build_model, build_tokenizer, make
+from crossvit.stages.corpus import prepare_corpus
+from crossvit.stages.store import StoredStage
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_stage(stored: StoredStage, suite: DictConfig, paths: DictConfig) -> list[Cell]:
+    """The cells of one stage on every entry of a suite.
+
+    What was measured is kept beside the stage, under a hash of the entry and its data, so that asking again costs nothing.
+    """
+    cfg = OmegaConf.load(stored.path / "config.yaml")
+    tokenizer = build_tokenizer(cfg)
+    subject = None
+    cells: list[Cell] = []
+    for name, entry in suite.items():
+        if entry is None:
+            continue
+        prepare_corpus(OmegaConf.create({"data": entry.data, "paths": paths, "scenes": cfg.get("scenes")}))
+        data = build_data(entry.data, tokenizer)
+        data.validate()
+        plain = OmegaConf.to_container(entry, resolve=True)
+        plain["data"].pop("root", None)
+        key = hashlib.sha256(json.dumps([plain, data.manifest()], sort_keys=True).encode()).hexdigest()[:16]
+        kept = stored.path / "evaluations" / f"{key}.json"
+        if kept.is_file():
+            measurements = [Measurement.from_json(row) for row in json.loads(kept.read_text())]
+        else:
+            log.info("evaluating %s on %s", stored.provenance["stage"], name)
+            subject = subject or load_subject(stored, cfg)
+            measurements = make(entry.evaluator, data=data)(subject)
+            kept.parent.mkdir(exist_ok=True)
+            temporary = kept.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps([m.to_json() for m in measurements]))
+            temporary.replace(kept)
+        cells += [to_cell(m, entry, stored, cfg) for m in measurements]
+    return cells
+
+
+def load_subject(stored: StoredStage, cfg: DictConfig) -> Subject:
+    """The stage's network on the best device there is; parts no stage has trained are initialised by the stage's own seed."""
+    import lightning as L
+
+    provenance = stored.provenance
+    L.seed_everything(cfg.seed, verbose=False)
+    weights = read_state_dict(stored.weights)
+    model = build_model(cfg)
+    kept = {name: value for name, value in weights.items() if name.startswith(tuple(provenance["provides"]))}
+    fresh = tuple(name for name in model.state_dict() if not name.startswith(tuple(provenance["provides"])))
+    transfer(model, kept, allow_missing=fresh)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifier = None
+    if any(name.startswith("classifier.") for name in weights):
+        from crossvit.stages.build import build_task
+
+        classes = next(v for n, v in weights.items() if n.startswith("classifier.") and n.endswith("weight")).shape[0]
+        classifier = build_task(cfg, num_classes=classes)
+        transfer(classifier.network, weights)
+        classifier = classifier.to(device)
+    return Subject(model.to(device), frozenset(provenance["trained_modules"]), device, classifier, cfg.seed)
+
+
+def to_cell(measurement: Measurement, entry: DictConfig, stored: StoredStage, cfg: DictConfig) -> Cell:
+    """A measurement in its place in the table."""
+    estimate = measurement.estimate
+    return Cell(
+        row=stored.provenance["stage"],
+        dataset=entry.dataset,
+        backbone=backbone_label(cfg),
+        stage=stored.provenance["stage"],
+        task=entry.column if measurement.task == entry.task else f"{entry.column}: {measurement.task}",
+        direction=measurement.direction,
+        metric=measurement.metric,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        candidates=measurement.candidates,
+        chance=measurement.chance,
+        queries=estimate.queries,
+        seed=cfg.seed,
+    )
+
+
+def backbone_label(cfg: DictConfig) -> str:
+    """What the table calls the network: the patch encoder's backbone, within CrossViT where text is part of the stage."""
+    node = cfg.patch_encoder.get("backbone") or cfg.patch_encoder
+    name = str(node.get("name") or node["_target_"].rsplit(".", 1)[-1])
+    return f"CrossViT ({name})" if cfg.stage.task == "cross_modal" else name

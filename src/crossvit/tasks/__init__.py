@@ -1,0 +1,1 @@
+"""LightningModules, one for each thing that is trained."""

@@ -1,0 +1,85 @@
+"""What every trained thing has in common: parameter groups, schedule, logging, and what it hands to the next stage."""
+
+from collections.abc import Callable, Mapping
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+NO_DECAY = ("logit_scale", "position", "cls", "modality", "query")
+
+
+class Task(L.LightningModule):
+    """A LightningModule of this project.
+
+    optimizer: (list of parameter groups) -> torch optimizer, e.g. a partial of torch.optim.AdamW.
+    schedule: (step, total steps) -> factor of the base rate; see `tasks/schedules.py`.
+    lr_scale: factors of the base rate by prefix of the parameter name in `network`; the longest prefix that fits decides.
+    """
+
+    provides: tuple[str, ...] = ()
+    """Prefixes of the names in `network` that the next stage takes over."""
+
+    def __init__(
+        self,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[[int, int], float],
+        lr_scale: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._lr_scale = dict(lr_scale or {})
+
+    @property
+    def network(self) -> nn.Module:
+        """The module whose parameter names the stages agree on."""
+        return self
+
+    def export(self) -> dict[str, Tensor]:
+        """The trained weights under the names of `network`, on the CPU."""
+        return {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+
+    def configure_optimizers(self) -> dict:
+        optimizer = self._optimizer(parameter_groups(self.network, self._base_rate(), self._lr_scale))
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._schedule(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def log_figures(self, figures: Mapping[str, Tensor], prefix: str = "train") -> None:
+        """Logs a step's figures, only in the steps that a logger writes: `self.log` costs more than a small model's layer."""
+        if self.trainer.loggers and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            values = {f"{prefix}/{name}": float(value) for name, value in figures.items()}
+            values[f"{prefix}/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            values["epoch"] = self.current_epoch
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=self.trainer.global_step)
+
+    def _base_rate(self) -> float:
+        keywords = getattr(self._optimizer, "keywords", {})
+        if "lr" not in keywords:
+            raise ValueError("the optimizer partial must carry lr, e.g. partial(torch.optim.AdamW, lr=1e-3)")
+        return keywords["lr"]
+
+
+def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, float]) -> list[dict]:
+    """Groups by learning rate and weight decay, of the parameters that require a gradient.
+
+    Vectors (norms, biases) and the tables and scalars named in NO_DECAY are not decayed.
+    """
+    unused = [prefix for prefix in lr_scale if not any(n.startswith(prefix) for n, _ in network.named_parameters())]
+    if unused:
+        raise ValueError(f"optimizer.lr_scale: no parameter starts with {unused[0]!r}")
+    groups: dict[tuple[float, bool], dict] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        fitting = [prefix for prefix in lr_scale if name.startswith(prefix)]
+        factor = lr_scale[max(fitting, key=len)] if fitting else 1.0
+        leaf = name.rsplit(".", 1)[-1]
+        decays = parameter.dim() > 1 and not any(word in leaf for word in NO_DECAY)
+        group = groups.setdefault((factor, decays), {"params": [], "lr": rate * factor})
+        if not decays:
+            group["weight_decay"] = 0.0
+        group["params"].append(parameter)
+    return list(groups.values())

@@ -44,9 +44,9 @@ def _dispatch(arguments: list[str]) -> int:
         print(front_page(COMMANDS))
         return 0
     if arguments[0] == "--version":
-        from importlib.metadata import version
+        from crossvit import __version__
 
-        print(f"crossvit {version('crossvit')}")
+        print(f"crossvit {__version__}")
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
@@ -64,11 +64,10 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _data_overrides(rest: list[str]) -> list[str]:
     """`make scenes` in words becomes `make=scenes`."""
-    words = [word for word in rest if "=" not in word and not word.startswith("-")]
-    if words[:1] == ["make"] and len(words) == 2:
-        return [f"make={words[1]}", *(word for word in rest if word not in words)]
-    if any(word.startswith("-") for word in rest) and not words:
-        return rest  # a flag of Hydra alone, e.g. --cfg job
+    if len(rest) > 1 and rest[0] == "make" and not rest[1].startswith("-") and "=" not in rest[1]:
+        return [f"make={rest[1]}", *rest[2:]]
+    if rest and rest[0].startswith("-"):
+        return rest  # a flag of Hydra, e.g. --cfg job
     raise UserError(f"usage: {DATA_USAGE}")
 
 
@@ -88,25 +87,36 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     args = parser.parse_intermixed_args(arguments)
     if args.config_path is not None:
         args.config_path = str(Path(args.config_path).resolve())
+    job = Job(command)
     try:
-        _run_hydra(args, parser, Job(command), config_path=str(config_directory()), config_name=command)
-    except COMPOSITION_ERRORS as error:
+        _run_hydra(args, parser, job, config_path=str(config_directory()), config_name=command)
+    except (
+        *COMPOSITION_ERRORS,
+        ValueError,
+    ) as error:  # a ValueError of Hydra: flags or overrides that exclude each other
         if _reported(error):
             raise
-        raise UserError(explain(error, args.config_name or command, args.overrides)) from error
+        raise UserError(explain(error, args.config_name or command, args.overrides, args.config_dir)) from error
+    if job.failure is not None:
+        raise job.failure
 
 
 class Job:
     """What Hydra calls once for each job: checks the config, imports the command and runs it.
 
-    In a sweep the other jobs go on after one has failed; its error is reported at once and decides the exit code at the end.
+    An error is reported at once. In a sweep it is raised again, so that the launcher counts the job as failed; the other jobs go on and
+    the exit code follows at the end. A single job's error is kept in `failure`, for Hydra would add lines of its own.
     """
 
     def __init__(self, command: str) -> None:
         self.command = command
+        self.failure: Exception | None = None
 
     def __call__(self, cfg: Any) -> Any:
         from importlib import import_module
+
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
         from crossvit.config.prepare import prepare
 
@@ -120,7 +130,10 @@ class Job:
         except Exception as error:
             failure = _user_error_within(error) or error
             _report(failure)
-            raise failure from None
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise failure from None
+            self.failure = failure
+            return None
 
 
 def _user_error_within(error: BaseException) -> UserError | None:
@@ -149,5 +162,3 @@ def _report(error: Exception) -> None:
 def _reported(error: Exception) -> bool:
     """Whether this process has shown the error already: one that comes back from a cluster's job has been shown elsewhere only."""
     return getattr(error, "reported_by", None) == os.getpid()
-
-

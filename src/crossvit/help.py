@@ -20,7 +20,7 @@ TRAINING_KEYS = {
 DATA_KEYS = {
     "scenes.preset=easy": "easy, medium or hard",
     "scenes.seed=0": "the same arguments give the same bytes",
-    "scenes.image_size=56": "side of a picture in pixels",
+    "scenes.image_size=32": "side of a picture in pixels",
     "paths.scenes=DIR": "where the corpus is written",
 }
 EXAMPLES = {
@@ -45,7 +45,10 @@ def front_page(commands: dict[str, str]) -> str:
     """What `crossvit --help` prints."""
     lines = ["usage: crossvit <command> [key=value ...]", ""]
     lines += [f"  {name:10} {summary}" for name, summary in commands.items()]
-    lines += ["", "crossvit <command> --help lists the options. Flags of Hydra work too: -m (sweep), --cfg job, --info."]
+    lines += [
+        "",
+        "crossvit <command> --help lists the options. Flags of Hydra work too: -m (sweep), --cfg job, --info.",
+    ]
     return "\n".join(lines)
 
 

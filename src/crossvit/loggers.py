@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,10 +41,8 @@ def wandb_logger(
 
 
 def _kept_id(path: Path) -> str:
-    from wandb.util import generate_id
-
     if not path.is_file():
-        path.write_text(generate_id())
+        path.write_text(secrets.token_hex(4))
     return path.read_text().strip()
 
 

@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from crossvit.commands.run import run_directory, task_overrides, write_chain
-from crossvit.commands.table import print_table
+from crossvit.commands.table import present
 from crossvit.stages.chain import describe, run_chain
 
 
@@ -17,4 +17,4 @@ def run(cfg: DictConfig):
     from crossvit.stages.evaluating import evaluate_stage
 
     cells = [cell for link in links for cell in evaluate_stage(link.stored, cfg.suite, cfg.paths)]
-    return print_table(cells, directory)
+    return present(cells, directory)

@@ -58,7 +58,7 @@ def chain_configs(overrides: list[str], primary: str = "train") -> list[StageCon
         if option in [link.option for link in links]:
             path = " -> ".join([link.option for link in reversed(links)])
             raise UserError(f"stage.parent: the chain returns to {option!r} ({option} -> {path})")
-        links.append(_stage_config(option, composed, given, additions, target.cfg.run_name, primary))
+        links.append(_stage_config(option, composed, given, additions, target.cfg.run_name, primary, not links))
         option = links[-1].cfg.stage.parent
         if option is None:
             return links[::-1]
@@ -81,7 +81,13 @@ def override_key(override: str) -> str:
 
 
 def _stage_config(
-    option: str, composed: Composed, given: list[str], additions: dict[str, list[str]], run_name: str, primary: str
+    option: str,
+    composed: Composed,
+    given: list[str],
+    additions: dict[str, list[str]],
+    run_name: str,
+    primary: str,
+    target: bool,
 ) -> StageConfig:
     cfg = composed.cfg
     name = cfg.stage.name
@@ -97,7 +103,7 @@ def _stage_config(
     try:
         validate(cfg)
     except UserError as error:
-        raise UserError(f"stage {option}: {error}") from error
+        raise (error if target else UserError(f"stage {option}: {error}")) from None
     OmegaConf.set_readonly(cfg, True)
     return StageConfig(option, name, cfg)
 
@@ -105,8 +111,8 @@ def _stage_config(
 def _as_overrides(name: str, extra: object) -> list[str]:
     if extra is None:
         return []
-    if OmegaConf.is_dict(extra):
-        return [f"{key}={value}" for key, value in OmegaConf.to_container(extra, resolve=False).items()]
-    if OmegaConf.is_list(extra) and all(isinstance(item, str) for item in extra):
-        return list(extra)
-    raise UserError(f"chain.{name}: give a list of overrides, e.g. 'chain.{name}=[\"optimizer.lr=1e-3\"]', not {extra!r}")
+    if OmegaConf.is_list(extra) and all(isinstance(item, str) for item in OmegaConf.to_container(extra, resolve=False)):
+        return OmegaConf.to_container(extra, resolve=False)
+    raise UserError(
+        f"chain.{name}: give a list of overrides, e.g. 'chain.{name}=[\"optimizer.lr=1e-3\"]', not {extra!r}"
+    )

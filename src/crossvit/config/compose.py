@@ -44,7 +44,7 @@ def current_invocation() -> Invocation:
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    return Invocation(hydra.job.config_name, list(hydra.overrides.task))
+    return Invocation(hydra.job.config_name, _as_given(hydra))
 
 
 def compose(overrides: list[str] | None = None, primary: str = "train") -> DictConfig:
@@ -72,7 +72,7 @@ def compose_with_choices(overrides: list[str] | None = None, primary: str = "tra
         except COMPOSITION_ERRORS as error:
             raise UserError(explain(error, primary, overrides)) from error
     choices = {str(group): option for group, option in full.hydra.runtime.choices.items()}
-    name = automatic_run_name(choices, list(full.hydra.overrides.task), full.get("seed"))
+    name = automatic_run_name(choices, _as_given(full.hydra), full.get("seed"))
     cfg = OmegaConf.masked_copy(full, [key for key in full if key != "hydra"])
     OmegaConf.set_struct(cfg, True)
     if _is_automatic(cfg):
@@ -89,7 +89,9 @@ def automatic_run_name(choices: dict[str, str | None], overrides: list[str], see
     """A readable name, the same for the same command: experiment, stage, patch encoder, seed and a digest of the other overrides."""
     parts = [str(choices[group]) for group in ("experiment", "stage", "patch_encoder") if choices.get(group)]
     parts += [] if seed is None else [f"seed{seed}"]
-    settings = dict(override.partition("=")[::2] for override in overrides)  # a later override of a key replaces the first
+    settings = dict(
+        override.partition("=")[::2] for override in overrides
+    )  # a later override of a key replaces the first
     rest = sorted(f"{key}={value}" for key, value in settings.items() if key.lstrip("+~").split(".")[0] not in UNNAMED)
     if rest:
         parts.append(hashlib.sha256("\n".join(rest).encode()).hexdigest()[:6])
@@ -100,7 +102,12 @@ def _auto_run_name(*, _root_: DictConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    return automatic_run_name(dict(hydra.runtime.choices), list(hydra.overrides.task), _root_.get("seed"))
+    return automatic_run_name(dict(hydra.runtime.choices), _as_given(hydra), _root_.get("seed"))
+
+
+def _as_given(hydra: DictConfig) -> list[str]:
+    """The overrides as the user wrote them: `lr=${x}` is not looked up."""
+    return OmegaConf.to_container(hydra.overrides.task, resolve=False)
 
 
 def _is_automatic(cfg: DictConfig) -> bool:

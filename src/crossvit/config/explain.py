@@ -3,13 +3,16 @@
 import difflib
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+"""What Hydra raises for a config that does not compose; ValueError for flags or overrides that exclude each other."""
 
 
 def suggest(word: str, known: Iterable[str], limit: int = 12) -> str:
@@ -23,24 +26,30 @@ def suggest(word: str, known: Iterable[str], limit: int = 12) -> str:
     return f" Choose one of: {', '.join(known[:limit])}{', ...' if len(known) > limit else ''}."
 
 
-def explain(error: Exception, primary: str, overrides: list[str]) -> str:
-    """The message of a UserError for an error of Hydra or OmegaConf raised while composing `primary` with `overrides`."""
-    from hydra.errors import MissingConfigException, OverrideParseException
+def explain(error: Exception, primary: str, overrides: list[str], config_dir: str | None = None) -> str:
+    """The message of a UserError for an error of Hydra or OmegaConf raised while composing `primary` with `overrides`.
 
+    config_dir: the user's own directory of configs, beside `conf/`.
+    """
     if isinstance(error, OverrideParseException):
         reason = str(error).splitlines()[0]
-        return f"cannot read {error.override!r}: {reason}. Write key=value, and quote values with spaces, commas or '='."
+        return (
+            f"cannot read {error.override!r}: {reason}. Write key=value, and quote values with spaces, commas or '='."
+        )
     if isinstance(error, MissingConfigException):
-        return _missing_option(error, primary)
+        return _missing_option(error)
     text = str(error)
+    if text.startswith("Config group override must be"):
+        empty = [o for o in overrides if o.partition("=")[0] in _groups() and o.partition("=")[2] in ("null", "")]
+        return f"{', '.join(empty)}: leave it out, or write ~group to choose nothing"
     if isinstance(error, YAMLError):
         return f"a config file is not valid YAML: {' '.join(text.split())}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and "No match in the defaults list" not in text:
-        return _unknown_key(unknown.group(1), primary, overrides)
+        return _unknown_key(unknown.group(1), primary, overrides, config_dir)
     unknown = re.search(r"Override [^ ]+ looks like a config group.*config group '([^']+)' does not exist", text)
     if unknown or (unknown := re.search(r"Could not override '([^'@=]+)", text)):
-        return f"no config group {unknown.group(1)!r} in {primary}.{suggest(unknown.group(1), _groups(primary))}"
+        return f"no config group {unknown.group(1)!r} in {primary}.{suggest(unknown.group(1), _groups())}"
     lines = [line.strip() for line in (*text.splitlines(), *str(error.__cause__ or "").splitlines()) if line.strip()]
     return " ".join(lines[:3]) or type(error).__name__
 
@@ -55,24 +64,28 @@ def flatten(node: object, prefix: str = "") -> list[str]:
     return keys
 
 
-def _missing_option(error, primary: str) -> str:
+def _missing_option(error) -> str:
     missing = str(error.missing_cfg_file or "")
     group, _, option = missing.rpartition("/")
     options = [option for option in error.options or () if option != "default"]
     if not group:
-        return f"no primary config {option!r}.{suggest(option, options)}"
+        from crossvit.config.compose import config_directory
+
+        return (
+            f"no primary config {option!r}.{suggest(option, [path.stem for path in config_directory().glob('*.yaml')])}"
+        )
     return f"{group}={option}: no such option.{suggest(option, options)}"
 
 
-def _unknown_key(key: str, primary: str, overrides: list[str]) -> str:
-    known = flatten(OmegaConf.to_container(_without_values(primary, overrides), resolve=False))
+def _unknown_key(key: str, primary: str, overrides: list[str], config_dir: str | None) -> str:
+    known = flatten(OmegaConf.to_container(_without_values(primary, overrides, config_dir), resolve=False))
     parent, _, leaf = key.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     if parent and siblings:
         near = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in siblings], n=1, cutoff=0.6)
         if near:
             return f"no key {key!r}. Did you mean '{parent}.{near[0]}'?"
-    near = difflib.get_close_matches(key, [*known, *_groups(primary)], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, [*known, *_groups()], n=1, cutoff=0.6)
     if not near:  # the right name in another place: lr -> optimizer.lr
         near = [k for k in known if k.rpartition(".")[2] == leaf][:1]
     if near:
@@ -80,29 +93,30 @@ def _unknown_key(key: str, primary: str, overrides: list[str]) -> str:
     return f"no key {key!r}.{suggest(leaf, [k.rpartition('.')[2] for k in siblings])} See: crossvit {primary} --cfg job"
 
 
-def _without_values(primary: str, overrides: list[str]):
+def _without_values(primary: str, overrides: list[str], config_dir: str | None):
     """The config with the chosen groups but no values, so that it composes and shows the keys that exist."""
-    from hydra import compose, initialize_config_dir
+    import hydra
     from hydra.core.global_hydra import GlobalHydra
 
     from crossvit.config.compose import config_directory
 
-    groups = _groups(primary)
+    groups = _groups()
     chosen = [override for override in overrides if override.partition("=")[0].partition("@")[0] in groups]
-    attempts = (chosen, [])
-    for attempt in attempts:
-        try:
-            if GlobalHydra.instance().is_initialized():
-                return compose(primary, attempt)
-            with initialize_config_dir(str(config_directory()), version_base="1.3"):
-                return compose(primary, attempt)
-        except COMPOSITION_ERRORS:
-            continue
+    beside = [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        for attempt in ([*chosen, *beside], beside):
+            try:
+                return hydra.compose(primary, attempt)
+            except COMPOSITION_ERRORS:
+                continue
     return OmegaConf.create({})
 
 
-def _groups(primary: str) -> list[str]:
+def _groups() -> list[str]:
     from crossvit.config.compose import config_directory
 
     root = config_directory()
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir() and "hydra" not in path.parts)
+    return sorted(
+        str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir() and "hydra" not in path.parts
+    )

@@ -1,7 +1,7 @@
 """Do the keywords of every `_target_` node fit what it names?
 
 Hydra accepts a wrong keyword under `_partial_: true` and finds out hours later. `crossvit.*` targets are read from their source, so that
-nothing heavy is imported; the others are checked by `check_signatures`, once their libraries are loaded anyway.
+nothing heavy is imported; `check_signatures` checks the rest once their libraries are to be loaded anyway.
 """
 
 import ast
@@ -48,12 +48,15 @@ def check_own_targets(plain: dict) -> None:
 
 
 def check_signatures(cfg: DictConfig) -> None:
-    """Imports every other target and checks its keywords, before anything is built. Raises UserError for the first that does not fit."""
+    """Imports the targets that the source alone does not answer for and checks their keywords, before anything is built.
+
+    Raises UserError for the first that does not fit.
+    """
     from hydra.utils import get_object
 
     for key, node in target_nodes(OmegaConf.to_container(cfg, resolve=True)):
         target = str(node["_target_"])
-        if target.startswith(f"{PACKAGE}."):
+        if target.startswith(f"{PACKAGE}.") and not _own_signature(key, target).open:
             continue
         try:
             found = get_object(target)
@@ -74,24 +77,31 @@ def _check_keywords(key: str, node: dict, signature: Signature) -> None:
 
 
 def _live_signature(found: object) -> Signature:
-    try:
-        parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):  # built in C: nothing to compare with
-        return Signature(frozenset(), open=True)
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    names = frozenset(p.name for p in parameters if p.kind in kinds)
-    return Signature(names, open=any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters))
+    """Of a class: its constructor's names and, where that takes `**keywords`, those of the constructors it inherits from."""
+    chain = [c.__init__ for c in found.__mro__ if "__init__" in vars(c)] if isinstance(found, type) else [found]
+    names: set[str] = set()
+    for function in chain:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # built in C: nothing to compare with
+            return Signature(frozenset(), open=True)
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        names.update(p.name for p in parameters if p.kind in kinds)
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            return Signature(frozenset(names - {"self"}), open=False)
+    return Signature(frozenset(), open=True)
 
 
 def _own_signature(key: str, target: str) -> Signature:
-    module, _, name = target.rpartition(".")
-    source = _source(module)
-    if source is None:
-        raise UserError(f"{key}._target_={target}: there is no module {module}")
-    signature = _find(module, name)
+    parts = target.split(".")
+    length = next((n for n in range(len(parts) - 1, 0, -1) if _source(".".join(parts[:n])) is not None), 0)
+    module, names = ".".join(parts[:length]), parts[length:]
+    if len(names) > 1 and names[0] not in _definitions(module):
+        raise UserError(f"{key}._target_={target}: there is no module {module}.{names[0]}")
+    signature = _find(module, names[0]) if len(names) == 1 else _find_method(module, *names[:2])
     if signature is None:
         public = [n for n in _definitions(module) if not n.startswith("_")]
-        raise UserError(f"{key}._target_={target}: {module} has no {name!r}.{suggest(name, public)}")
+        raise UserError(f"{key}._target_={target}: {module} has no {'.'.join(names)!r}.{suggest(names[0], public)}")
     return signature
 
 
@@ -129,6 +139,20 @@ def _find(module: str, name: str) -> Signature | None:
             return Signature(frozenset(), open=True)
         original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
         return _find(node.module, original)
+    return None
+
+
+def _find_method(module: str, class_name: str, name: str) -> Signature | None:
+    """The signature of a class or static method: another way to make the class, to which its `**keywords` go on."""
+    node = _definitions(module).get(class_name)
+    if isinstance(node, ast.ImportFrom):
+        return Signature(frozenset(), open=True)
+    for item in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(item, ast.FunctionDef) and item.name == name:
+            bound = not any(ast.unparse(decorator) == "staticmethod" for decorator in item.decorator_list)
+            own = _of_arguments(item.args, method=bound)
+            made = _of_class(module, node) if own.open else own
+            return Signature(own.names | made.names, made.open)
     return None
 
 

@@ -12,6 +12,7 @@ from crossvit.errors import UserError
 
 TASKS = ("patch_encoder", "visual_transformer", "cross_modal")
 PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed")
+CORPORA = ("scenes",)
 PRESETS = ("easy", "medium", "hard")
 MODES = ("max", "min")
 
@@ -20,9 +21,11 @@ Check = Callable[[str, Any], None]
 
 def validate(cfg: DictConfig) -> None:
     """Raises UserError, naming the key, for the first thing wrong with a composed config."""
+    unresolved = OmegaConf.to_container(cfg, resolve=False)
+    for key in flatten(unresolved):
+        if _select(unresolved, key) == "???":
+            raise UserError(f"{key}: has no value yet; give it as {key}=<value>")
     plain = _resolved(cfg)
-    for key in _open_keys(plain):
-        raise UserError(f"{key}: has no value yet (???); give it as {key}=<value>")
     for key, check in CHECKS.items():
         value = _select(plain, key)
         if value is not _ABSENT:
@@ -33,7 +36,9 @@ def validate(cfg: DictConfig) -> None:
     check_own_targets(plain)
 
 
-def _number(low: float | None = None, high: float | None = None, *, above: float | None = None, null: bool = False) -> Check:
+def _number(
+    low: float | None = None, high: float | None = None, *, above: float | None = None, null: bool = False
+) -> Check:
     def check(key: str, value: Any) -> None:
         if value is None and null:
             return
@@ -42,7 +47,12 @@ def _number(low: float | None = None, high: float | None = None, *, above: float
         bounds += [f"<= {high}"] if high is not None else []
         wanted = "a number" + (f" {' and '.join(bounds)}" if bounds else "") + (" or null" if null else "")
         good = isinstance(value, int | float) and not isinstance(value, bool)
-        good = good and (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+        good = (
+            good
+            and (low is None or value >= low)
+            and (high is None or value <= high)
+            and (above is None or value > above)
+        )
         if not good:
             raise UserError(f"{key}={value}: must be {wanted}")
 
@@ -90,6 +100,7 @@ def _epochs(key: str, value: Any) -> None:
 
 CHECKS: dict[str, Check] = {
     "seed": _integer(0),
+    "make": _choice(CORPORA),
     "scenes.preset": _choice(PRESETS),
     "scenes.seed": _integer(0),
     "scenes.image_size": _integer(8),
@@ -139,9 +150,9 @@ def _check_objective(plain: dict) -> None:
 def _check_divisible(plain: dict) -> None:
     for key in ("model", "vision", "text_encoder", "fusion"):
         node = plain.get(key)
-        if isinstance(node, dict) and isinstance(node.get("width"), int) and isinstance(node.get("heads"), int):
-            if node["width"] % node["heads"]:
-                raise UserError(f"{key}.width={node['width']} is not a multiple of {key}.heads={node['heads']}")
+        width, heads = (node.get("width"), node.get("heads")) if isinstance(node, dict) else (None, None)
+        if isinstance(width, int) and isinstance(heads, int) and width % heads:
+            raise UserError(f"{key}.width={width} is not a multiple of {key}.heads={heads}")
 
 
 def _check_fused_with_scaler(plain: dict) -> None:
@@ -164,10 +175,6 @@ def _select(plain: dict, key: str) -> Any:
             return _ABSENT
         node = node[part]
     return node
-
-
-def _open_keys(plain: dict) -> list[str]:
-    return [key for key in flatten(plain) if _select(plain, key) == "???"]
 
 
 def _resolved(cfg: DictConfig) -> dict:

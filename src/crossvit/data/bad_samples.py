@@ -11,6 +11,8 @@ from crossvit.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_NAMED_IN_LOG = 5  # of each split; the file names them all
+
 
 class BadRecord(NamedTuple):
     """One sample that was left out. `path` is a picture, or an annotation file with its line or record number."""
@@ -22,8 +24,8 @@ class BadRecord(NamedTuple):
 class BadSamples:
     """The damaged samples this process has met, each counted once.
 
-    Every new one is written as a line `{"split", "path", "reason"}` to `bad_samples.jsonl` in `directory` (kept back until a
-    directory is known).
+    Every new one is written as a line `{"split", "path", "reason"}` to `bad_samples.jsonl` in `directory` (kept back
+    until a directory is known).
 
     Args:
         max_fraction: largest share of a split that may be left out.
@@ -59,13 +61,14 @@ class BadSamples:
             self._seen.add((split, record.path))
             self.count[split] += 1
             if write:
-                log.warning("left out of %s: %s (%s)", split, record.path, record.reason)
+                level = logging.WARNING if self.count[split] <= _NAMED_IN_LOG else logging.DEBUG
+                log.log(level, "left out of %s: %s (%s)", split, record.path, record.reason)
                 self._unwritten.append({"split": split, **record._asdict()})
             if self.count[split] > self.max_fraction * size:
                 self.flush()
                 raise UserError(
-                    f"{self.count[split]} of {size} samples of split '{split}' are damaged, more than data.max_bad_fraction="
-                    f"{self.max_fraction}; the last: {record.path}: {record.reason}.\n"
+                    f"{self.count[split]} of {size} samples of split '{split}' are damaged, more than "
+                    f"data.max_bad_fraction={self.max_fraction}; the last: {record.path}: {record.reason}.\n"
                     f"Repair the files{self._named_in()} or raise data.max_bad_fraction."
                 )
         self.flush()

@@ -1,7 +1,7 @@
 """Map-style datasets that load whole batches and survive damaged pictures.
 
-The loader hands `__getitems__` the keys of one batch and gets it back ready made: pictures are decoded straight into the batch tensor
-and nothing is stacked afterwards.
+The loader hands `__getitems__` the keys of one batch and gets it back ready made: pictures are decoded straight into
+the batch tensor and nothing is stacked afterwards.
 """
 
 import re
@@ -57,8 +57,8 @@ class Captions:
 class PictureDataset(Dataset, ABC):
     """Samples with one or more pictures each.
 
-    A picture that cannot be read is reported. In training its sample is replaced by another one, drawn from (seed, epoch, index); in
-    evaluation it is left out of the batch.
+    A picture that cannot be read is reported. In training its sample is replaced by another one, drawn from (seed,
+    epoch, index); in evaluation it is left out of the batch.
 
     Args:
         pictures: the files.
@@ -160,7 +160,8 @@ class PairDataset(PictureDataset):
     """Pictures with a text: a caption chosen from several, or a statement with its truth.
 
     Args:
-        captions: one group a sample. In training the caption is drawn from (seed, epoch, index), in evaluation it is the first.
+        captions: one group a sample. In training the caption is drawn from (seed, epoch, index), in evaluation it is
+            the first.
         image_ids: int64 (n,).
         tokenizer: makes the tokens.
         labels: int64 (n,), or None where all pairs match.

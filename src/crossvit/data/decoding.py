@@ -1,6 +1,9 @@
 """From a picture file to a uint8 tensor."""
 
 import io
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 
@@ -31,9 +34,9 @@ class BadSample(Exception):
 def decode_image(path: str | PathLike[str], min_side: int | None = None) -> Tensor:
     """Decode a picture to RGB.
 
-    Grey, palette, CMYK and 16-bit pictures become 8-bit RGB (an alpha channel is dropped, 16 bits keep their upper 8), and
-    the EXIF orientation is applied. JPEG goes through torchvision (1.2 to 2 times as fast as Pillow, the same bytes),
-    everything else through Pillow.
+    Grey, palette, CMYK and 16-bit pictures become 8-bit RGB (an alpha channel is dropped, 16 bits keep their upper 8),
+    and the EXIF orientation is applied. JPEG goes through torchvision (1.2 to 2 times as fast as Pillow, the same
+    bytes), everything else through Pillow.
 
     Args:
         path: picture file; the format is taken from its content, not from its name.
@@ -49,13 +52,12 @@ def decode_image(path: str | PathLike[str], min_side: int | None = None) -> Tens
     path = str(path)
     data = _read(path)
     if data.startswith(_JPEG) and not (len(data) > _LARGE_FILE and _reducible(path, data, min_side)):
-        from torchvision.io import ImageReadMode, decode_jpeg  # slow to import, and only pictures need it
-
-        try:
-            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        except RuntimeError:
-            pass  # Pillow reads a few more variants and says in short what is wrong
+        decode_jpeg = _jpeg_decoder()
+        if decode_jpeg is not None:
+            try:
+                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+            except RuntimeError:
+                pass  # Pillow reads a few more variants and says in short what is wrong
     return _decode_pillow(path, data, min_side)
 
 
@@ -76,6 +78,17 @@ def rgb_tensor(image: Image.Image) -> Tensor:
             image = image.convert("RGBA")
         array = np.array(image.convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+@cache
+def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
+    """torchvision's decoder; None where it has none any more (0.29 announces that it will go)."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg  # slow to import, and only pictures need it
+    except ImportError:
+        return None
+    warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
+    return partial(decode_jpeg, mode=ImageReadMode.RGB, apply_exif_orientation=True)
 
 
 def _read(path: str) -> bytes:

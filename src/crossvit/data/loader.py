@@ -13,8 +13,8 @@ from crossvit.errors import UserError
 class EpochLoader(DataLoader):
     """Hands on the batch of each `Loaded` and passes its report to the main process.
 
-    Being stateful tells Lightning that the order can be taken up in mid-epoch. Where to take it up is known from the trainer's progress
-    (see `CrossViTDataModule`); the state only guards against another order.
+    Being stateful tells Lightning that the order can be taken up in mid-epoch. Where to take it up is known from the
+    trainer's progress (see `CrossViTDataModule`); the state only guards against another order.
 
     Args:
         dataset: one whose `__getitems__` returns a `Loaded`.
@@ -23,7 +23,9 @@ class EpochLoader(DataLoader):
         kwargs: the DataLoader's.
     """
 
-    def __init__(self, dataset: Dataset, sampler: EpochSampler, report: Callable[[Loaded], None], **kwargs: Any) -> None:
+    def __init__(
+        self, dataset: Dataset, sampler: EpochSampler, report: Callable[[Loaded], None], **kwargs: Any
+    ) -> None:
         super().__init__(dataset, sampler=sampler, **{"collate_fn": _as_is, **kwargs})
         self.report = report
 
@@ -51,7 +53,8 @@ class EpochLoader(DataLoader):
         if changed and self.sampler.start > 0:
             raise UserError(
                 f"The checkpoint was written in mid-epoch and the order of samples has changed ({'; '.join(changed)}): "
-                "samples would be repeated or lost.\nGo back to the old value, or resume from a checkpoint at the end of an epoch."
+                "samples would be repeated or lost.\n"
+                "Go back to the old value, or resume from a checkpoint at the end of an epoch."
             )
 
 

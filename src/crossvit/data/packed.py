@@ -8,8 +8,8 @@ import numpy as np
 class PackedStrings:
     """A read-only list of strings held as one byte string and one offset array.
 
-    A list of Python strings costs about 50 bytes a string on top of its text, and every worker process that reads it copies
-    its memory page by page (reference counts are written). This does neither and pickles as two buffers.
+    A list of Python strings costs about 50 bytes a string on top of its text, and every worker process that reads it
+    copies its memory page by page (reference counts are written). This does neither and pickles as two buffers.
     """
 
     def __init__(self, strings: Iterable[str]) -> None:

@@ -61,7 +61,9 @@ class Pictures:
 
     def sizes(self) -> np.ndarray:
         """File sizes in bytes, -1 for a missing file, int64."""
-        return np.fromiter((_size(self.path(position)) for position in range(len(self))), dtype=np.int64, count=len(self))
+        return np.fromiter(
+            (_size(self.path(position)) for position in range(len(self))), dtype=np.int64, count=len(self)
+        )
 
     def keep_in_memory(self) -> None:
         """Decode everything once into one uint8 tensor (n, 3, H, W), which forked workers share.
@@ -84,8 +86,8 @@ class Pictures:
             elif image.shape != self._cached.shape[1:]:
                 height, width = self._cached.shape[2:]
                 raise UserError(
-                    f"data.cache=true needs pictures of one size: {self.path(position)} is {image.shape[2]} x {image.shape[1]}, "
-                    f"others are {width} x {height}. Set data.cache=false."
+                    f"data.cache=true needs pictures of one size: {self.path(position)} is "
+                    f"{image.shape[2]} x {image.shape[1]}, others are {width} x {height}. Set data.cache=false."
                 )
             self._cached[position] = image
         if self._cached is not None:

@@ -1,6 +1,7 @@
 """The order of samples and the random numbers that go with each.
 
-Both depend on (seed, epoch, sample index) alone, so the number of workers, the number of devices and a restart change no sample.
+Both depend on (seed, epoch, sample index) alone, so the number of workers, the number of devices and a restart change
+no sample.
 """
 
 import math
@@ -20,7 +21,9 @@ class SampleKey(NamedTuple):
 
 
 class Draw(IntEnum):
-    """One independent stream of random numbers for each use, so switching one on or off leaves the others as they were."""
+    """One independent stream of random numbers for each use, so switching one on or off leaves the others as they
+    were.
+    """
 
     ORDER = 0
     AUGMENTATION = 1
@@ -38,8 +41,8 @@ class EpochSampler(DistributedSampler):
     """One global order for each epoch, dealt to the ranks in turns.
 
     The order is a permutation of (seed, epoch). It is cut into global batches of `batch_size`; rank r of W takes rows
-    r, r + W, r + 2W, ... of each. In training (`drop_last`) the last incomplete global batch is left out, so all ranks take the same
-    number of steps. In evaluation nothing is padded, repeated or dropped: ranks may differ by one row.
+    r, r + W, r + 2W, ... of each. In training (`drop_last`) the last incomplete global batch is left out, so all ranks
+    take the same number of steps. In evaluation nothing is padded, repeated or dropped: ranks may differ by one row.
 
     It is a DistributedSampler in type so that Lightning leaves it as it is. Nothing of that class's behaviour is kept.
 
@@ -94,7 +97,9 @@ class EpochSampler(DistributedSampler):
         return self.size // self.batch_size if self.drop_last else math.ceil(self.size / self.batch_size)
 
     def __len__(self) -> int:
-        """Rows of this rank in a whole epoch, `start` not subtracted: progress counts the epoch, not what is left of it."""
+        """Rows of this rank in a whole epoch, `start` not subtracted: progress counts the epoch, not what is left of
+        it.
+        """
         rows = self.num_batches * self.batch_size if self.drop_last else self.size
         return len(range(self.rank, rows, self.world_size))
 

@@ -1,7 +1,7 @@
 """From text to token ids.
 
-Every tokenizer is called as open_clip's: `tokenizer(texts) -> (B, context_length) int64`. `encode` gives the same ids cut to the longest
-text of the batch, with a mask.
+Every tokenizer is called as open_clip's: `tokenizer(texts) -> (B, context_length) int64`. `encode` gives the same ids
+cut to the longest text of the batch, with a mask.
 """
 
 import os
@@ -80,7 +80,7 @@ class WordTokenizer(Tokenizer):
 
     PAD, UNKNOWN, CLS, EOS = range(4)
     SPECIAL = ("<pad>", "<unk>", "<cls>", "<eos>")
-    _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s]|_")
+    _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[^\w\s]|_")
 
     def __init__(self, vocabulary: str = "scenes", context_length: int = 32) -> None:
         super().__init__(context_length)
@@ -142,7 +142,9 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"tokenizer.folder={folder}: no Hugging Face tokenizer there ({error})".split("\n")[0]) from None
+            raise UserError(
+                f"tokenizer.folder={folder}: no Hugging Face tokenizer there ({error})".split("\n")[0]
+            ) from None
         self.vocab_size = len(self._tokenizer)
         self.pad_id = self._tokenizer.pad_token_id or 0
 

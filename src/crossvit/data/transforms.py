@@ -45,7 +45,8 @@ class TrainTransform:
 
     Args:
         size: side of the result in pixels.
-        scale: smallest and largest share of the picture's area to keep; (1, 1) keeps the picture as `EvalTransform` does.
+        scale: smallest and largest share of the picture's area to keep; (1, 1) keeps the picture as `EvalTransform`
+            does.
         ratio: smallest and largest width / height of the crop before resizing.
         flip: whether a picture is mirrored left to right with probability 1/2.
         fit: see `EvalTransform`; used where `scale` is (1, 1).
@@ -148,7 +149,9 @@ class Preprocess:
 
 
 def crop_and_resize(image: Tensor, box: Box, size: int) -> Tensor:
-    """Cut `box` (top, left, height, width) out of uint8 (3, H, W) and resize it to (3, size, size), bicubic, antialiased."""
+    """Cut `box` (top, left, height, width) out of uint8 (3, H, W) and resize it to (3, size, size), bicubic,
+    antialiased.
+    """
     top, left, height, width = box
     region = image[:, top : top + height, left : left + width]
     if (height, width) == (size, size):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from crossvit.evaluation.subject import PAIRS_PER_CALL, Corpus, Measurement, Subject, encode_corpus, match_scores, take
+from crossvit.evaluation.subject import PAIRS_PER_CALL, Corpus, Measurement, Subject, encode_corpus, take
 from crossvit.metrics import ImageTextPairs, embedding_retrieval, n_way_retrieval, reranked_retrieval
-from crossvit.metrics.retrieval import ExactDot
+from crossvit.metrics.exact_dot import ExactDot
 
 
 class Matching:
@@ -44,8 +44,10 @@ class Matching:
     def _fused(self, subject: Subject, corpus: Corpus, pairs: ImageTextPairs) -> dict:
         def score(images: Tensor, texts: Tensor) -> Tensor:
             visual = corpus.visual[images.to(corpus.visual.device)]
-            return match_scores(subject.model, visual, take(corpus.text, texts.to(visual.device)))
+            return subject.model.match_score(visual, take(corpus.text, texts.to(visual.device)))
 
         if self.candidates is not None:
             return n_way_retrieval(score, pairs, self.candidates, self.seed, batch_size=PAIRS_PER_CALL)
-        return reranked_retrieval(corpus.image, corpus.caption, pairs, score, self.rerank, batch_size=PAIRS_PER_CALL)
+        return reranked_retrieval(
+            ExactDot(corpus.image, corpus.caption), score, pairs, self.rerank, batch_size=PAIRS_PER_CALL
+        )

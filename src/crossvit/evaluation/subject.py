@@ -105,9 +105,3 @@ def take(features: TextFeatures, rows: Tensor) -> TextFeatures:
     mask = features.mask[rows]
     longest = int(mask.sum(1).max()) if len(rows) else 0
     return TextFeatures(features.tokens[rows, :longest], features.pooled[rows], mask[:, :longest])
-
-
-def match_scores(model: CrossViT, visual: Tensor, text: TextFeatures) -> Tensor:
-    """(n,) matching scores of fused pairs, the logit difference that orders as p(match) does and does not saturate."""
-    logits = model.match_logits(model.fuse(visual, text)).float()
-    return logits[:, 1] - logits[:, 0]

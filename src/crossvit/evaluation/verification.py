@@ -3,33 +3,59 @@
 import torch
 from torch import Tensor
 
+from crossvit.data.batches import PairBatch
 from crossvit.evaluation.subject import Measurement, Subject
-from crossvit.metrics import estimate, image_only_logits, text_only_logits, verification_accuracy
+from crossvit.metrics import consistency, downsample, estimate, image_only_logits, text_only_logits, verification_accuracy
 from crossvit.tasks.cross_modal import pair_logits
 
 
 class Verification:
     """True/false accuracy on a labelled split; a score of exactly 0 counts one half.
 
-    A chain that has not trained the head for the task gives no measurement. blind: also train the text-only and image-only baselines on
-    the train split and report them; they know nothing of the model, so they are measured once, for the row that asks first.
+    A chain that has not trained the head that answers gives no measurement of the model. blind: also train a text-only and an image-only
+    baseline on the `train` split and report them. groups: also report consistency, the share of sentences right on all their pictures.
     """
 
-    def __init__(self, data, split: str = "test", task: str = "true/false", blind: bool = False) -> None:
+    def __init__(self, data, split: str = "test", blind: bool = False, groups: bool = False) -> None:
         self.data = data
         self.split = split
-        self.task = task
         self.blind = blind
+        self.groups = groups
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
-        rows = [
-            (pair_logits(subject.model, batch).float().cpu(), batch.label.cpu())
-            for batch in subject.batches(self.data, self.data.pair_loader(self.split))
-        ]
-        logits, label = (torch.cat(column) for column in zip(*rows, strict=True))
-        return [self._measure(self.task, logits[:, 1] - logits[:, 0], label)]
+        found = []
+        head = "two_image" if "two_image" in subject.trained else "itm"
+        if {head, "fusion"} <= subject.trained:
+            rows = [
+                (pair_logits(subject.model, batch).float().cpu(), batch.label.cpu(), batch.text_id.cpu())
+                for batch in subject.batches(self.data, self.data.pair_loader(self.split))
+            ]
+            logits, label, text_id = (torch.cat(column) for column in zip(*rows, strict=True))
+            right = verification_accuracy(logits, label)
+            found.append(Measurement("true/false", "", "Acc@1", estimate(right), 2, 0.5))
+            if self.groups:
+                found.append(Measurement("true/false", "", "consistency", estimate(consistency(right, text_id)), 2, 0.5))
+        return found + (self._baselines() if self.blind else [])
 
-    def _measure(self, task: str, margin: Tensor, label: Tensor) -> Measurement:
-        right = verification_accuracy(margin, label)
-        return Measurement(task, "", "Acc@1", estimate(right), 2, 0.5)
+    def _baselines(self) -> list[Measurement]:
+        with torch.inference_mode(False):
+            train, test = self._columns("train"), self._columns(self.split)
+            text = text_only_logits(train[0], train[1], train[3], test[0], test[1])
+            image = image_only_logits(train[2], train[3], test[2])
+        return [
+            Measurement(f"blind, {side} only", "", "Acc@1", estimate(verification_accuracy(logits, test[3])), 2, 0.5)
+            for side, logits in (("text", text), ("image", image))
+        ]
+
+    def _columns(self, split: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens and mask (n, M), downsampled pixels (n, D) and labels (n,) of a split."""
+        batches: list[PairBatch] = list(self.data.pair_loader(split))
+        longest = max(batch.tokens.shape[1] for batch in batches)
+        pad = torch.nn.functional.pad
+        return (
+            torch.cat([pad(batch.tokens, (0, longest - batch.tokens.shape[1])) for batch in batches]),
+            torch.cat([pad(batch.token_mask, (0, longest - batch.tokens.shape[1])) for batch in batches]),
+            torch.cat([downsample(batch.image) for batch in batches]),
+            torch.cat([batch.label for batch in batches]),
+        )

@@ -89,18 +89,19 @@ def _fit(
     """Fit weights (K, D) and a bias, and return the test logits. `linear(rows, weight)` -> (n, K)."""
     if not len(train) or labels.shape != (len(train),):
         raise ValueError(f"{tuple(labels.shape)} labels for {len(train)} training rows")
-    classes = int(labels.max()) + 1
-    weight = torch.zeros(classes, num_features, device=train.device, requires_grad=True)
-    bias = torch.zeros(classes, device=train.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, line_search_fn="strong_wolfe")
+    # An evaluation runs in inference mode, whose tensors cannot be learnt from; clones made outside it can.
+    with torch.inference_mode(False), torch.enable_grad():
+        train, labels, test = train.clone(), labels.clone(), test.clone()
+        classes = int(labels.max()) + 1
+        weight = torch.zeros(classes, num_features, device=train.device, requires_grad=True)
+        bias = torch.zeros(classes, device=train.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(linear(train, weight) + bias, labels) + l2 / 2 * weight.square().sum()
-        loss.backward()
-        return loss
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(linear(train, weight) + bias, labels) + l2 / 2 * weight.square().sum()
+            loss.backward()
+            return loss
 
-    with torch.enable_grad():
         optimizer.step(closure)
-    with torch.no_grad():
-        return linear(test, weight) + bias
+        return (linear(test, weight) + bias).detach()

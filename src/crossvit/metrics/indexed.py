@@ -1,5 +1,7 @@
 """The torchmetrics way to collect rows over steps and ranks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -44,3 +46,7 @@ class IndexedCatMetric(Metric):
         names = ("index", *self.fields)
         rows = {name: torch.cat(getattr(self, f"row_{name}")) for name in names} if self.row_index else {}
         return gather_rows(rows)
+
+    def _wrap_compute(self, compute: Callable) -> Callable:
+        """As it is: the wrapping of torchmetrics would turn the tensors of a single row into scalars."""
+        return compute

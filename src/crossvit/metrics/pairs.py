@@ -61,8 +61,10 @@ class ImageTextPairs:
         self._num_groups = len(distinct)
         # The relation itself, as a list of (owner, group): one entry for each caption, fewer where captions repeat.
         text_owner = torch.searchsorted(owners, self.text_image_id)
-        self._owner, self._group = torch.stack([text_owner, self._text_group]).unique(dim=1)
-        self._by_group = self._group.argsort()
+        self._owner, self._group = (
+            row.contiguous() for row in torch.stack([text_owner, self._text_group]).unique(dim=1)
+        )
+        self._sorted_group, self._by_group = self._group.sort()
 
     @property
     def sides(self) -> dict[str, Side]:
@@ -83,7 +85,7 @@ class ImageTextPairs:
     def images_of(self, texts: Tensor) -> Tensor:
         """Text rows (q,) -> (q, I) bool, True where the image is a positive."""
         groups, back = self._text_group[texts].unique(return_inverse=True)
-        entry, row = _entries_of(groups, self._group[self._by_group])
+        entry, row = _entries_of(groups, self._sorted_group)
         mask = torch.zeros(len(groups), self._num_owners, dtype=torch.bool)
         mask[row, self._owner[self._by_group[entry]]] = True
         return mask[:, self._image_owner][back]

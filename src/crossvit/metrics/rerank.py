@@ -4,8 +4,10 @@ The shortlist is exactly what the first score justifies: all candidates that tie
 is not put in by hand. Candidates outside keep their order below the shortlist.
 """
 
+import math
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from crossvit.metrics.accuracy import nan_last
@@ -68,9 +70,8 @@ def _rerank_block(
     shortlist = scores >= cut
     query, candidate = shortlist.nonzero(as_tuple=True)
     second, second_nan = nan_last(score_pairs(fused, rows[query], candidate, batch_size)[:, None])
-    # Places instead of scores, so that two scales can stand in one column: the shortlist begins above every place of the first score.
-    order = _places(scores)
-    order[shortlist] = order.max() + 1 + _places(second.squeeze(1))
+    order = scores.double()
+    order[shortlist] = _above(order.masked_fill(shortlist, -torch.inf).amax().item(), second.squeeze(1))
     positives = side.positives_of(rows)
     counts = count_block(order, positives, rows, side.cluster)
     values = {field.name: getattr(counts, field.name) for field in fields(counts)}
@@ -82,6 +83,9 @@ def _rerank_block(
     )
 
 
-def _places(scores: Tensor) -> Tensor:
-    """Position of each score among the distinct ones, from 0; float64, so that they compare and add exactly."""
-    return scores.unique(return_inverse=True)[1].double()
+def _above(floor: float, scores: Tensor) -> Tensor:
+    """Numbers in the order and with the ties of `scores` (p,), all greater than `floor`: float64, whatever the scale of either."""
+    places = scores.unique(return_inverse=True)[1].double()
+    base = 2.0 ** (math.floor(math.log2(max(floor, 1.0))) + 1)
+    # A power of two times 1 + place / 2^30 is exact, so no two places meet.
+    return base * (1 + places * 2.0**-30)

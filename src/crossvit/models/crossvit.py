@@ -16,11 +16,13 @@ from crossvit.models.visual_transformer import VisualTransformer
 class CrossViT(nn.Module):
     """Patch encoder, Visual Transformer, text encoder, cross-modal fusion and heads.
 
-    embed_dim: E, the width of the joint space of `encode_image` and `encode_text`. num_relations: K of the relation head.
+    embed_dim: E, the width of the joint space of `encode_image` and `encode_text`. num_relations: K of the relation
+        head.
     logit_scale_init: `logit_scale` holds the logarithm, as in CLIP.
 
-    What a script written for open_clip uses is here under the same names: `encode_image`, `encode_text`, `logit_scale`, and a forward
-    that returns image features, text features and the scale. Raises UserError where the widths of the parts do not fit.
+    What a script written for open_clip uses is here under the same names: `encode_image`, `encode_text`, `logit_scale`,
+    and a forward that returns image features, text features and the scale. Raises UserError where the widths of the
+    parts do not fit.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class CrossViT(nn.Module):
         for name, part in (("patch_encoder", patch_encoder), ("fusion", fusion)):
             if part.width != vision.width:
                 raise UserError(
-                    f"{name}.width={part.width} but vision.width={vision.width}: give both the same, as model.width does"
+                    f"{name}.width={part.width} but vision.width={vision.width}: give both the same, see model.width"
                 )
         if text_encoder.width != fusion.text_width:
             raise UserError(
@@ -99,8 +101,8 @@ class CrossViT(nn.Module):
         return self.two_image(torch.cat([first.pooled, second.pooled], dim=-1))
 
     def match_score(self, visual: Tensor, text: TextFeatures) -> Tensor:
-        """Row i with row i -> (B,), larger = fits better: the matching head's logit difference, which ranks as its probability does
-        without saturating; without fusion the scaled cosine."""
+        """Row i with row i -> (B,), larger = fits better: the matching head's logit difference, which ranks as its
+        probability does without saturating; without fusion the scaled cosine."""
         if not self.fusion.is_joint:
             return self.logit_scale.exp() * (self.embed_visual(visual) * self.embed_text(text)).sum(dim=-1)
         logits = self.match_logits(self.fuse(visual, text)).float()
@@ -111,14 +113,16 @@ class CrossViT(nn.Module):
         return self.match_score(self.visual_features(image), self.text_features(tokens))
 
     def pairing(self, image: Tensor, tokens: Tensor) -> list[dict[str, Tensor]]:
-        """The pairing matrices of every fusion layer, see `FusionOutput`. Raises ValueError where the fusion pairs nothing."""
+        """The pairing matrices of every fusion layer, see `FusionOutput`. Raises ValueError where the fusion pairs
+        nothing."""
         fused = self.fuse(self.visual_features(image), self.text_features(tokens), need_weights=True)
         if fused.pairing is None:
             raise ValueError(f"{type(self.fusion).__name__} has no cross-attention, so there is no pairing to show")
         return fused.pairing
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor]:
-        """As open_clip with output_dict: unit `image_features` and `text_features` (B, E) of what was given, and `logit_scale`."""
+        """As open_clip with output_dict: unit `image_features` and `text_features` (B, E) of what was given, and
+        `logit_scale`."""
         out = {"logit_scale": self.logit_scale.exp()}
         if image is not None:
             out["image_features"] = self.encode_image(image, normalize=True)

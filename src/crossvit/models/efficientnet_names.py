@@ -1,7 +1,8 @@
 """EfficientNet-PyTorch's names for weights, in timm's words.
 
-EfficientNet-PyTorch (and its EfficientNet-Lite descendants) number the blocks through, `_blocks.7._bn1.weight`; timm numbers them by
-stage, `blocks.3.0.bn2.weight`, and counts a block's norms from 1, without a gap where a block has no expansion.
+EfficientNet-PyTorch (and its EfficientNet-Lite descendants) number the blocks through, `_blocks.7._bn1.weight`; timm
+numbers them by stage, `blocks.3.0.bn2.weight`, and counts a block's norms from 1, without a gap where a block has no
+expansion.
 """
 
 import re

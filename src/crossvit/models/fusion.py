@@ -15,8 +15,9 @@ from crossvit.models.transformer import MLP, Attention, TransformerBlock
 class FusionOutput(NamedTuple):
     """Both streams after fusion.
 
-    `pairing` holds one dict a layer: `image_to_text` (B, heads, N, M), how visual tokens weigh the text tokens, and `text_to_image`
-    (B, heads, M, N). Rows sum to 1; padding has weight 0. None where it was not asked for or the fusion pairs nothing.
+    `pairing` holds one dict a layer: `image_to_text` (B, heads, N, M), how visual tokens weigh the text tokens, and
+    `text_to_image` (B, heads, M, N). Rows sum to 1; padding has weight 0. None where it was not asked for or the fusion
+    pairs nothing.
     """
 
     visual: Tensor  # (B, N, d)
@@ -43,7 +44,8 @@ class CrossModalFusion(nn.Module):
 
 
 class StreamBlock(nn.Module):
-    """One stream's share of a layer: self-attention, attention to a context, its own MLP; residual and LayerNorm around each."""
+    """One stream's share of a layer: self-attention, attention to a context, its own MLP; residual and LayerNorm around
+    each."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, norm_first: bool = True) -> None:
         super().__init__()
@@ -80,8 +82,8 @@ class StreamBlock(nn.Module):
 
 
 class CoAttentionFusion(CrossModalFusion):
-    """Two streams, each with self-attention, attention to the other and an MLP of its own (LXMERT, Tan and Bansal 2019; METER, Dou
-    et al. 2022). Both streams read the states from before the exchange, so neither comes first.
+    """Two streams, each with self-attention, attention to the other and an MLP of its own (LXMERT, Tan and Bansal 2019;
+    METER, Dou et al. 2022). Both streams read the states from before the exchange, so neither comes first.
 
     norm_first: False gives LN(x + sublayer(x)). tie_streams: both streams share one set of weights.
     """
@@ -129,8 +131,8 @@ class CoAttentionFusion(CrossModalFusion):
 
 
 class LateFusion(CoAttentionFusion):
-    """The control of co-attention: the same layers with the same parameters, but each stream reads itself a second time instead of the
-    other one. The streams meet only in the head, as [visual CLS; text CLS]."""
+    """The control of co-attention: the same layers with the same parameters, but each stream reads itself a second time
+    instead of the other one. The streams meet only in the head, as [visual CLS; text CLS]."""
 
     exchanges = False
 
@@ -208,7 +210,8 @@ class TextSideFusion(CrossModalFusion):
 class NoFusion(CrossModalFusion):
     """No fusion: [visual CLS; mean of the mapped text tokens], without any term in which both occur.
 
-    A linear head on it cannot tell a pair that fits from one that does not; `CrossViT.match` uses the towers' cosine instead.
+    A linear head on it cannot tell a pair that fits from one that does not; `CrossViT.match` uses the towers' cosine
+    instead.
     """
 
     is_joint = False

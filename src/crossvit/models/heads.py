@@ -19,7 +19,8 @@ class ClassificationHead(nn.Module):
 
 
 class ProjectionHead(nn.Linear):
-    """To the joint space, without a bias: (B, d) -> (B, E). `unit` gives rows of length 1, in float32 (CLIP, Radford et al. 2021)."""
+    """To the joint space, without a bias: (B, d) -> (B, E). `unit` gives rows of length 1, in float32 (CLIP, Radford et
+    al. 2021)."""
 
     def __init__(self, width: int, embed_dim: int) -> None:
         super().__init__(width, embed_dim, bias=False)
@@ -45,7 +46,8 @@ class RelationHead(nn.Sequential):
 
 
 class TwoImageHead(nn.Sequential):
-    """Is a statement about two pictures true? Both (picture, text) passes side by side, (B, 4d) -> logits (B, 2) (NLVR2)."""
+    """Is a statement about two pictures true? Both (picture, text) passes side by side, (B, 4d) -> logits (B, 2)
+    (NLVR2)."""
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Linear(4 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, 2))

@@ -13,9 +13,10 @@ from crossvit.models.weights import WeightReport
 class HuggingFaceTextEncoder(nn.Module):
     """An encoder such as all-MiniLM-L6-v2 from a folder with `config.json` and its weights. Never fetches anything.
 
-    pooling: `mean` over the real tokens (sentence encoders) or `cls`. freeze: the encoder keeps its weights and runs without dropout.
-    `report` says what was loaded. Raises UserError where the folder is no such folder, where its weights do not fit, or where
-    transformers is not installed.
+    pooling: `mean` over the real tokens (sentence encoders) or `cls`. freeze: the encoder keeps its weights and runs
+        without dropout.
+    `report` says what was loaded. Raises UserError where the folder is no such folder, where its weights do not fit, or
+    where transformers is not installed.
     """
 
     def __init__(self, folder: str, pooling: Literal["mean", "cls"] = "mean", freeze: bool = False) -> None:
@@ -48,8 +49,11 @@ def _load(folder: Path) -> tuple[nn.Module, WeightReport]:
         raise UserError(f"text_encoder.folder={folder}: no Hugging Face model there (it needs config.json and weights)")
     try:
         from transformers import AutoModel
+        from transformers.utils import logging
     except ImportError as error:
         raise UserError("text_encoder=huggingface needs the package transformers: pip install transformers") from error
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model, info = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype="float32", output_loading_info=True
@@ -57,6 +61,9 @@ def _load(folder: Path) -> tuple[nn.Module, WeightReport]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"text_encoder.folder={folder}: cannot be loaded ({reason})") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
     faults = missing + [str(name) for name in info["mismatched_keys"]]
     if faults:

@@ -12,10 +12,13 @@ END_OF_TEXT = 49407
 
 
 class OpenCLIPTextEncoder(nn.Module):
-    """A causal CLIP text Transformer by open_clip's model name, e.g. `ViT-B-32`; pooled at the end-of-text token, unprojected.
+    """A causal CLIP text Transformer by open_clip's model name, e.g. `ViT-B-32`; pooled at the end-of-text token,
+    unprojected.
 
-    pretrained: None, a tag that open_clip fetches (`openai`), or a local file of weights of the whole model or its text tower.
-    freeze: the tower keeps its weights. Raises UserError for an unknown name or weights that cannot be had or do not fit.
+    pretrained: None, a tag that open_clip fetches (`openai`), or a local file of weights of the whole model or its text
+        tower.
+    freeze: the tower keeps its weights. Raises UserError for an unknown name or weights that cannot be had or do not
+        fit.
     """
 
     report: WeightReport | None = None
@@ -34,10 +37,8 @@ class OpenCLIPTextEncoder(nn.Module):
                 f"text_encoder.name={name}: its text tower is no plain CLIP Transformer; choose e.g. ViT-B-32"
             )
         self.width = text["width"]
-        quick = config.get("quick_gelu", False) or pretrained == "openai"
-        self.tower = TextTransformer(
-            **text, proj_type="none", output_tokens=True, act_layer=QuickGELU if quick else nn.GELU
-        )
+        quick = config.get("quick_gelu", False) or _tag(name, pretrained).get("quick_gelu", False)
+        self.tower = TextTransformer(**text, proj_type="none", act_layer=QuickGELU if quick else nn.GELU)
         self.context_length = self.tower.context_length
         if pretrained is not None:
             self.report = self._load(name, pretrained)
@@ -45,9 +46,12 @@ class OpenCLIPTextEncoder(nn.Module):
             self.requires_grad_(False)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> TextFeatures:
-        """tokens (B, M) of CLIP's BPE with M <= context_length; mask (B, M) or None for everything up to the first end-of-text."""
+        """tokens (B, M) of CLIP's BPE with M <= context_length; mask (B, M) or None for everything up to the first
+        end-of-text."""
         mask = real_tokens(tokens, pad_id=0, eot_id=END_OF_TEXT, mask=mask)
-        _, states = self.tower(tokens)
+        tower, length = self.tower, tokens.shape[1]
+        states = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        states = tower.ln_final(tower.transformer(states, attn_mask=tower.attn_mask[:length, :length]))
         return TextFeatures(states, pool_text(states, mask, "eot"), mask)
 
     def _load(self, name: str, pretrained: str) -> WeightReport:
@@ -74,13 +78,13 @@ def _locate(name: str, pretrained: str) -> str | Path:
     """A local file: the one named, or the one that open_clip fetches for a tag."""
     import open_clip
 
-    if Path(pretrained).suffix:
-        return pretrained
-    source = open_clip.get_pretrained_cfg(name, pretrained)
+    source = _tag(name, pretrained)
     if not source:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:5])
+        if Path(pretrained).is_file():
+            return pretrained
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:5]) or "none"
         raise UserError(
-            f"text_encoder.pretrained={pretrained}: no such file, and no such tag of {name} (it has {tags})"
+            f"text_encoder.pretrained={pretrained}: no such file, and no such tag of {name} (first tags: {tags})"
         )
     try:
         return open_clip.download_pretrained(source)
@@ -88,3 +92,10 @@ def _locate(name: str, pretrained: str) -> str | Path:
         raise UserError(
             f"text_encoder.pretrained={pretrained} could not be fetched ({error}); give a local file"
         ) from error
+
+
+def _tag(name: str, pretrained: str | None) -> dict:
+    """open_clip's description of a tag of its published weights, empty for anything else."""
+    import open_clip
+
+    return (open_clip.get_pretrained_cfg(name, pretrained) or {}) if pretrained is not None else {}

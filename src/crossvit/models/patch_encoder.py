@@ -17,14 +17,16 @@ class PatchFeatures(NamedTuple):
 class PatchEncoder(nn.Module):
     """Image (B, 3, H, W) -> feature map (B, C, h, w) -> P patches of width d.
 
-    backbone: a module with `num_channels`, `stride` and forward(image) -> (B, C, h, w); None in mode `pixel`, which needs none.
+    backbone: a module with `num_channels`, `stride` and forward(image) -> (B, C, h, w); None in mode `pixel`, which
+        needs none.
     mode: three readings of "7x7 patches".
         grid: the cells of the feature map are the patches. ResNet-18 turns 224 px into 7x7 cells of 512 channels.
-        window: non-overlapping windows of `patch_size` x `patch_size` cells, each pooled to a patch (layer 1: 56x56 -> 8x8 patches).
+        window: non-overlapping windows of `patch_size` x `patch_size` cells, each pooled to a patch (layer 1: 56x56 ->
+            8x8 patches).
         pixel: `patch_size` x `patch_size` pixels are a patch, as in ViT (224 px -> 32x32 patches). No CNN.
-    grid_size: rows and columns of patches in mode `grid`. A map of another size is pooled to it (`interpolate=True`) or kept,
-        and the Visual Transformer then interpolates its positions. Pooled cells average to the pooled map where the map is the
-        grid or a whole multiple or fraction of it.
+    grid_size: rows and columns of patches in mode `grid`. A map of another size is pooled to it (`interpolate=True`) or
+        kept, and the Visual Transformer then interpolates its positions. Pooled cells average to the pooled map where
+        the map is the grid or a whole multiple or fraction of it.
     freeze_at: the first so many stages of the backbone keep their weights and their running statistics (5: all of it).
     freeze_norm: every BatchNorm of the backbone keeps its weights and running statistics.
 
@@ -103,7 +105,8 @@ class PatchEncoder(nn.Module):
 
 
 class PixelPatches(nn.Module):
-    """Non-overlapping squares of pixels as cells: (B, 3, H, W) -> (B, 3 p^2, ceil(H/p), ceil(W/p)), zeros beyond the edge."""
+    """Non-overlapping squares of pixels as cells: (B, 3, H, W) -> (B, 3 p^2, ceil(H/p), ceil(W/p)), zeros beyond the
+    edge."""
 
     def __init__(self, patch_size: int) -> None:
         super().__init__()
@@ -116,7 +119,8 @@ class PixelPatches(nn.Module):
 
 
 def _frozen_modules(backbone: nn.Module, freeze_at: int, freeze_norm: bool) -> list[nn.Module]:
-    """The modules whose weights and statistics stay as they are. Kept in a plain list, so that no module is registered twice."""
+    """The modules whose weights and statistics stay as they are. Kept in a plain list, so that no module is registered
+    twice."""
     if not 0 <= freeze_at <= 5:
         raise ValueError(f"freeze_at {freeze_at} is not in 0..5")
     frozen = []

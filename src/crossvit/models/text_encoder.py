@@ -28,12 +28,14 @@ class Tokenizer(Protocol):
 class TextEncoder(nn.Module):
     """A Transformer of its own over token ids, with learned positions and a final LayerNorm.
 
-    pad_id, eot_id: what the default mask goes by: everything up to the first `eot_id` where there is one, else all but `pad_id`.
-    pooling: `cls` the first token (bidirectional encoders), `eot` the last real one (causal encoders), `mean` over the real ones.
+    pad_id, eot_id: what the default mask goes by: everything up to the first `eot_id` where there is one, else all but
+        `pad_id`.
+    pooling: `cls` the first token (bidirectional encoders), `eot` the last real one (causal encoders), `mean` over the
+        real ones.
     causal: a token reads only those before it, as in CLIP.
 
-    Word and position embeddings both start at a standard deviation of .02. torch's own N(0, 1) for words would drown the positions
-    and leave the encoder blind to word order.
+    Word and position embeddings both start at a standard deviation of .02. torch's own N(0, 1) for words would drown
+    the positions and leave the encoder blind to word order.
 
     Raises ValueError for an unknown pooling, and in `forward` for more tokens than `context_length`.
     """

@@ -14,11 +14,12 @@ from crossvit.models.weights import WeightReport, read_state_dict, transfer
 class TimmBackbone(nn.Module):
     """(B, 3, H, W) -> (B, C, h, w), by timm's model name.
 
-    stage: which of timm's feature stages is the map, -1 the last; `final` is the map that the model's own classifier pools, which in
-        some families (EfficientNet) is wider than the last stage.
-    pretrained: weights from timm's hub. checkpoint: a local file of weights instead, under timm's names or EfficientNet-PyTorch's; the
-        classifier in it is left out, anything else must fit. `report` says what was loaded.
-    norm: `bn` as timm builds it, `gn` GroupNorm in its place (for training from scratch), `frozen_bn` constant statistics and weights.
+    stage: which of timm's feature stages is the map, -1 the last; `final` is the map that the model's own classifier
+        pools, which in some families (EfficientNet) is wider than the last stage.
+    pretrained: weights from timm's hub. checkpoint: a local file of weights instead, under timm's names or
+        EfficientNet-PyTorch's; the classifier in it is left out, anything else must fit. `report` says what was loaded.
+    norm: `bn` as timm builds it, `gn` GroupNorm in its place (for training from scratch), `frozen_bn` constant
+        statistics and weights.
 
     Raises UserError for an unknown name or stage, weights that cannot be had or do not fit, and contradicting settings.
     """
@@ -42,6 +43,8 @@ class TimmBackbone(nn.Module):
             raise UserError("patch_encoder.backbone: pretrained weights do not fit norm=gn; choose bn or frozen_bn")
         self.name = name
         self.net = _create(name, stage, pretrained)
+        if norm != "bn" and not any(isinstance(module, nn.BatchNorm2d) for module in self.net.modules()):
+            raise UserError(f"patch_encoder.backbone.norm={norm}: {name} has no BatchNorm to replace; leave it at bn")
         if norm == "gn":
             _to_group_norm(self.net)
         if checkpoint is not None:
@@ -49,7 +52,7 @@ class TimmBackbone(nn.Module):
         if norm == "frozen_bn":
             from timm.layers import freeze_batch_norm_2d
 
-            freeze_batch_norm_2d(self.net)
+            self.net = freeze_batch_norm_2d(self.net)
         info = _feature_info(self.net)
         self.num_channels = self.net.head_hidden_size if stage == "final" else self.net.feature_info.channels()[0]
         self.stride = info[-1]["reduction"] if stage == "final" else self.net.feature_info.reduction()[0]
@@ -58,15 +61,17 @@ class TimmBackbone(nn.Module):
         """(B, 3, H, W) -> (B, C, h, w)."""
         features = self.net(image)
         features = features[0] if isinstance(features, (list, tuple)) else features
-        if features.dim() != 4 or features.shape[1] != self.num_channels:
+        if features.dim() != 4:
             raise UserError(
-                f"timm model {self.name} gives no map (B, C, h, w) at this stage: set patch_encoder.backbone.stage=-1"
+                f"timm model {self.name} gives no map (B, C, h, w) here: set patch_encoder.backbone.stage=-1"
             )
+        if features.shape[1] != self.num_channels:  # timm's windowed transformers keep channels last
+            features = features.permute(0, 3, 1, 2)
         return features
 
     def stages(self) -> list[list[nn.Module]]:
         """The modules that hold weights, by feature stage in order; what follows the last stage counts to it."""
-        names = [name.replace(".", "_") for name, _ in self.net.named_modules()]
+        names = [name.removeprefix("model.").replace(".", "_") for name, _ in self.net.named_modules()]
         ends = []
         for info in _feature_info(self.net):
             end = info["module"].replace(".", "_")
@@ -80,7 +85,8 @@ class TimmBackbone(nn.Module):
         return stages
 
     def _load(self, checkpoint: str) -> WeightReport:
-        """Weights of a whole timm model into the part of it that makes features, whose names timm may have flattened."""
+        """Weights of a whole timm model into the part of it that makes features, whose names timm may have
+        flattened."""
         import timm
 
         with torch.device("meta"):
@@ -130,7 +136,8 @@ def _feature_info(net: nn.Module) -> list[dict]:
 
 
 def _to_group_norm(net: nn.Module) -> None:
-    """Puts a GroupNorm of up to 32 groups in the place of every BatchNorm; an activation that timm keeps inside the norm is kept."""
+    """Puts a GroupNorm of up to 32 groups in the place of every BatchNorm; an activation that timm keeps inside the
+    norm is kept."""
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 class Attention(nn.Module):
     """Multi-head attention of `x` over itself, or over `context` of the same width.
 
-    One projection holds query, key and value, so self-attention is a single matrix product. Raises ValueError where `heads`
-    does not divide `width`.
+    One projection holds query, key and value, so self-attention is a single matrix product. Raises ValueError where
+    `heads` does not divide `width`.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
@@ -40,7 +40,8 @@ class Attention(nn.Module):
         causal: bool = False,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """x (B, Q, d), context (B, K, d), mask (B, K) of the keys -> (B, Q, d) and, if asked for, the weights (B, heads, Q, K)."""
+        """x (B, Q, d), context (B, K, d), mask (B, K) of the keys -> (B, Q, d) and, if asked for, the weights (B,
+        heads, Q, K)."""
         if context is None:
             query, key, value = self.in_proj(x).chunk(3, dim=-1)
         else:
@@ -59,7 +60,8 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(QK'/sqrt(d)) V over (B, h, Q, d), (B, h, K, d), (B, h, K, d); `allowed` broadcasts to (B, h, Q, K).
 
-    Written out where the weights are wanted, and for bfloat16 on a CPU, where torch's fused kernel is 2 to 6 times slower.
+    Written out where the weights are wanted, and for bfloat16 on a CPU, where torch's fused kernel is 2 to 6 times
+    slower.
     """
     explicit = need_weights or (query.device.type == "cpu" and query.dtype == torch.bfloat16)
     if not explicit:
@@ -95,7 +97,8 @@ class MLP(nn.Sequential):
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole samples while training, and scales the kept ones (stochastic depth, Huang et al. 2016)."""
+    """Drops a residual branch for whole samples while training, and scales the kept ones (stochastic depth, Huang et
+    al. 2016)."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()

@@ -14,11 +14,13 @@ from crossvit.models.transformer import MLP, Attention, TransformerBlock
 class VisualTransformer(nn.Module):
     """[CLS; patches + positions] through pre-LN blocks and a final LayerNorm.
 
-    grid_size: rows and columns of the learned position table (1, d, rows, columns); another grid gets it by bicubic interpolation.
-    position_std: its standard deviation at the start. Patches out of a CNN are of the order of 1, so positions of .02 would leave a
-        small model blind to places.
-    global_pool: what `pool` makes of the tokens: `cls` the first, `avg` the mean of the patches, `map` attention of one learned
-        query (Lee et al. 2019), `concat` a Linear on all of them side by side (needs the grid it was built for).
+    grid_size: rows and columns of the learned position table (1, d, rows, columns); another grid gets it by bicubic
+        interpolation.
+    position_std: its standard deviation at the start. Patches out of a CNN are of the order of 1, so positions of .02
+        would leave a small model blind to places.
+    global_pool: what `pool` makes of the tokens: `cls` the first, `avg` the mean of the patches, `map` attention of one
+        learned query (Lee et al. 2019), `concat` a Linear on all of them side by side (needs the grid it was built
+        for).
 
     Raises ValueError for an unknown global_pool.
     """
@@ -53,9 +55,10 @@ class VisualTransformer(nn.Module):
             self.pooler = nn.Linear((1 + math.prod(self.grid_size)) * width, width)
 
     def forward(self, patches: Tensor, grid: Sequence[int] | None = None) -> Tensor:
-        """patches (B, P, d), lying in `grid` rows and columns (default: the table's own, or a square) -> (B, 1 + P, d), CLS first."""
+        """patches (B, P, d), lying in `grid` rows and columns (default: the table's own, or a square) -> (B, 1 + P, d),
+        CLS first."""
         position = self._positions(patches.shape[1], grid)
-        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches + position], dim=1)
+        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches + position], dim=1)
         x = self.drop(x)
         for block in self.blocks:
             x, _ = block(x)
@@ -95,12 +98,13 @@ class AttentionPool(nn.Module):
         self.mlp = MLP(width, mlp_ratio)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x, _ = self.attention(self.query.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens)
+        x, _ = self.attention(self.query.expand(tokens.shape[0], -1, -1), tokens)
         return (x + self.mlp(self.norm(x))).squeeze(1)
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1, d, rows, columns) -> (1, d, *grid), bicubic with antialiasing; the same tensor where the grid is already right."""
+    """(1, d, rows, columns) -> (1, d, *grid), bicubic with antialiasing; the same tensor where the grid is already
+    right."""
     if tuple(table.shape[-2:]) == grid:
         return table
     resized = F.interpolate(table.float(), size=grid, mode="bicubic", align_corners=False, antialias=True)

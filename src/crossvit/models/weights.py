@@ -1,6 +1,6 @@
 """Weights by name: read a file without running code from it, copy what fits, and say what did not."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
@@ -37,14 +37,15 @@ def transfer(
     state_dict: Mapping[str, Tensor],
     *,
     prefix: str = "",
-    allow_missing: Iterable[str] = (),
-    allow_unexpected: Iterable[str] = (),
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
 ) -> WeightReport:
     """Copies `state_dict` into `module` by name, resizing position tables, and reports.
 
     prefix: only names that start with it are considered, and it is cut off.
-    allow_missing, allow_unexpected: what may stay at the module's own values, and what may be left over: names, the dotted beginnings
-        of names (`head` stands for `head.weight`), or patterns with `*`. BatchNorm's step counters may always be either.
+    allow_missing, allow_unexpected: what may stay at the module's own values, and what may be left over: names, the
+        dotted beginnings of names (`head` stands for `head.weight`), or patterns with `*`. BatchNorm's step counters
+        may always be either.
 
     Raises UserError naming the first names that nothing explains; the module is then unchanged.
     """
@@ -65,14 +66,14 @@ def transfer(
             resized.append(name)
     missing = tuple(name for name in own if name not in fitting)
     unexpected = tuple(name for name in given if name not in fitting)
-    faults = []
-    for title, names, allowed in (("missing", missing, allow_missing), ("unexpected", unexpected, allow_unexpected)):
-        explained = tuple(allowed) + ("*num_batches_tracked",)
-        unexplained = [mismatched.get(n, n) for n in names if not _explained(n, explained)]
-        if title == "unexpected":
-            unexplained = [n for n in unexplained if n not in mismatched.values()]
-        if unexplained:
-            faults.append(f"{len(unexplained)} {title}: {_first(unexplained)}")
+    counters = ("*num_batches_tracked",)
+    lacking = [mismatched.get(n, n) for n in missing if not _explained(n, (*allow_missing, *counters))]
+    left_over = [n for n in unexpected if n not in mismatched and not _explained(n, (*allow_unexpected, *counters))]
+    faults = [
+        f"{len(names)} {title}: {_first(names)}"
+        for title, names in (("missing", lacking), ("unexpected", left_over))
+        if names
+    ]
     if faults:
         raise UserError(
             f"these weights do not fit the model ({len(fitting)} of {len(own)} tensors do); " + "; ".join(faults)
@@ -85,8 +86,8 @@ def transfer(
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors by name of a .safetensors, .pth, .pt or .ckpt file, on the CPU. No code from the file is run.
 
-    Checkpoints that wrap them under `state_dict` or `model` are unwrapped. Raises UserError where the file is missing or damaged, or
-    holds something other than named tensors.
+    Checkpoints that wrap them under `state_dict` or `model` are unwrapped. Raises UserError where the file is missing
+    or damaged, or holds something other than named tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -114,7 +115,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _resize_table(name: str, value: Tensor, own: Tensor) -> Tensor | None:
-    """A position table in the module's size: bicubic for (1, d, rows, columns), linear for (M, d). None where it is none of these."""
+    """A position table in the module's size: bicubic for (1, d, rows, columns), linear for (M, d). None where it is
+    none of these."""
     if "position" not in name.rsplit(".", 1)[-1] or value.dim() != own.dim():
         return None
     if value.dim() == 4 and value.shape[:2] == own.shape[:2]:

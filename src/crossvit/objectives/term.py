@@ -75,6 +75,7 @@ class PairState:
     two_image_logits: Callable[[Tensor, Tensor], Tensor]  # two (n, 2d) -> (n, 2)
     second_visual: Tensor | None = None  # (b, N, d), the second picture of a two-image statement
     negatives: tuple[Tensor, Tensor, Tensor] | None = None  # tokens (b K, M', d_t), pooled, mask of generated false captions
+    negative_embedding: Tensor | None = None  # (b K, E), L2-normalised
     uniform: Callable[[int], Tensor] | None = None  # n -> (n,) numbers in [0, 1), the same on every rank
 
     @property
@@ -94,6 +95,10 @@ class PairState:
     @cached_property
     def all_text_embedding(self) -> Tensor:
         return gather_with_grad(self.text_embedding)
+
+    @cached_property
+    def all_negative_embedding(self) -> Tensor | None:
+        return None if self.negative_embedding is None else gather_with_grad(self.negative_embedding)
 
     @cached_property
     def all_visual(self) -> Tensor:

@@ -27,13 +27,18 @@ class Figure:
         """Standard deviation over seeds; None for a single one."""
         return None if len(self.values) < 2 or None in self.values else stdev(self.values)
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """What a plot draws around the mean: one standard deviation over seeds, or the 95 % interval of a single seed."""
+        if self.spread is not None:
+            return self.mean - self.spread, self.mean + self.spread
+        return (self.low, self.high) if len(self.values) == 1 and None not in (self.low, self.high) else None
+
     def __str__(self) -> str:
         text = f"{self.metric}: {percent(self.mean)}"
         if self.spread is not None:
             return f"{text} ± {percent(self.spread)}"
-        if len(self.values) == 1 and None not in (self.low, self.high):
-            return f"{text} [{percent(self.low)}, {percent(self.high)}]"
-        return text
+        return text if self.interval is None else f"{text} [{percent(self.low)}, {percent(self.high)}]"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from crossvit.errors import UserError
+from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import ABSENT, CHAIN, HEADINGS, KEYS, NOT_MEASURED, SOURCE_TASKS, Cell
 from crossvit.report.summary import Measurement, measurements
 
@@ -60,6 +60,16 @@ class Table:
         measured = dict.fromkeys(cell.task for cell in self.cells)
         return list(dict.fromkeys([*SOURCE_TASKS, *(task for task in HEADINGS if task in measured), *measured]))
 
+    @property
+    def row_headings(self) -> list[str]:
+        """Headings of the columns that name a row; "Row" is among them where dataset and backbone do not tell the rows apart."""
+        named = len({row[1:] for row in self.rows}) < len(self.rows)
+        return ["Row", "Dataset", "Backbone"] if named else ["Dataset", "Backbone"]
+
+    def row_cells(self, row: Row) -> list[str]:
+        """What stands under `row_headings`."""
+        return list(row[-len(self.row_headings) :])
+
     def entry(self, row: Row, task: str) -> list[Measurement]:
         """What was measured of a task on a row; [] if nothing."""
         return measurements(
@@ -76,11 +86,12 @@ class Table:
 
     def to_markdown(self) -> str:
         """A GitHub pipe table; one line of an entry for each direction, the legend below."""
-        header = [*_row_headings(self), *(heading(task) for task in self.tasks)]
-        lines = [header, ["---"] * len(header)]
+        header = [*self.row_headings, *(heading(task) for task in self.tasks)]
+        lines = [[_escape(name) for name in header], ["---"] * len(header)]
         for row in self.rows:
-            entries = ([str(line) for line in self.entry(row, task)] or [self.reason(row, task)] for task in self.tasks)
-            lines.append([*_row_cells(self, row), *("<br>".join(map(_escape, entry)) for entry in entries)])
+            entries = (self.entry(row, task) or [self.reason(row, task)] for task in self.tasks)
+            fields = ["<br>".join(_escape(str(line)) for line in entry) for entry in entries]
+            lines.append([*map(_escape, self.row_cells(row)), *fields])
         return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{LEGEND}\n"
 
     def to_csv(self) -> str:
@@ -93,14 +104,14 @@ class Table:
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Write the list of cells, fractions, all keys in every cell. The file appears whole or not at all."""
-        _write(Path(path), json.dumps([asdict(cell) for cell in self.cells], indent=1, allow_nan=False) + "\n")
+        text = json.dumps([asdict(cell) for cell in self.cells], indent=1, allow_nan=False)
+        write_atomically(path, f"{text}\n".encode())
 
     def write(self, directory: str | os.PathLike) -> None:
         """Write table.md, table.csv and table.json into a directory, made if need be."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / "table.md", self.to_markdown())
-        _write(directory / "table.csv", self.to_csv())
+        write_atomically(directory / "table.md", self.to_markdown().encode())
+        write_atomically(directory / "table.csv", self.to_csv().encode())
         self.to_json(directory / "table.json")
 
     @classmethod
@@ -141,11 +152,11 @@ class TerminalTable:
 
     def _wide(self) -> RichTable:
         grid = RichTable(box=box.SIMPLE_HEAD, show_lines=True, caption=LEGEND)
-        for name in (*_row_headings(self.table), *map(heading, self.table.tasks)):
-            grid.add_column(name, no_wrap=True)
+        for name in (*self.table.row_headings, *map(heading, self.table.tasks)):
+            grid.add_column(Text(name), no_wrap=True)
         for row in self.table.rows:
             entries = (self._entry(row, task, WIDE_ENTRY) for task in self.table.tasks)
-            grid.add_row(*_row_cells(self.table, row), *entries)
+            grid.add_row(*map(Text, self.table.row_cells(row)), *entries)
         return grid
 
     def _stacked(self, width: int) -> RichTable:
@@ -154,9 +165,12 @@ class TerminalTable:
         grid.add_column("Result")
         room = width - min(STACKED_TASK, width // 3) - 4
         for row in self.table.rows:
-            grid.add_row(Text(" | ".join(_row_cells(self.table, row)), style="bold"), "")
+            *names, backbone = self.table.row_cells(row)
+            grid.add_row(Text(" | ".join(names), style="bold"), Text(backbone, style="bold"))
             for task in self.table.tasks:
-                grid.add_row(heading(task), self._entry(row, task, room), end_section=task == self.table.tasks[-1])
+                grid.add_row(
+                    Text(heading(task)), self._entry(row, task, room), end_section=task == self.table.tasks[-1]
+                )
         return grid
 
     def _entry(self, row: Row, task: str, width: int) -> Text:
@@ -171,20 +185,6 @@ def heading(task: str) -> str:
     return HEADINGS.get(task, task)
 
 
-def _row_headings(table: Table) -> list[str]:
-    return ["Row", "Dataset", "Backbone"] if _needs_names(table) else ["Dataset", "Backbone"]
-
-
-def _row_cells(table: Table, row: Row) -> list[str]:
-    return [*([row.row] if _needs_names(table) else []), row.dataset, row.backbone]
-
-
-def _needs_names(table: Table) -> bool:
-    """Whether dataset and backbone do not tell the rows apart."""
-    rows = table.rows
-    return len({row[1:] for row in rows}) < len(rows)
-
-
 def _without_nan(cell: Cell) -> Cell:
     """NaN and infinity are not json; they stand as None."""
     values = asdict(cell)
@@ -194,16 +194,3 @@ def _without_nan(cell: Cell) -> Cell:
 def _escape(text: str) -> str:
     """Text inside a pipe table."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
-
-
-def _write(path: Path, text: str) -> None:
-    """The file under its name is either the old one or the whole new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -101,10 +101,10 @@ def pair_state(model: CrossViT, batch: PairBatch, uniform=None) -> PairState:
     visual = model.visual_features(batch.image.flatten(0, 1) if two else batch.image)
     first, second = visual.unflatten(0, (size, 2)).unbind(1) if two else (visual, None)
     text = model.text_features(batch.tokens, batch.token_mask)
-    negatives = None
+    negatives = negative_embedding = None
     if batch.negatives is not None:
         features = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))
-        negatives = (features.tokens, features.pooled, features.mask)
+        negatives, negative_embedding = (features.tokens, features.pooled, features.mask), model.embed_text(features)
 
     def fuse(visual: Tensor, tokens: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
         return model.fuse(visual, TextFeatures(tokens, pooled, mask)).pooled
@@ -123,9 +123,10 @@ def pair_state(model: CrossViT, batch: PairBatch, uniform=None) -> PairState:
         fuse=fuse,
         match_logits=model.itm,
         relation_logits=model.relation,
-        two_image_logits=model.two_image,
+        two_image_logits=lambda a, b: model.two_image(torch.cat([a, b], dim=-1)),
         second_visual=second,
         negatives=negatives,
+        negative_embedding=negative_embedding,
         uniform=uniform or (lambda n: torch.rand(n, device=first.device)),
     )
 

@@ -69,3 +69,14 @@ def test_gradient_is_right():
     assert torch.allclose(a.grad.double(), image.grad, atol=1e-6)
     assert torch.allclose(b.grad.double(), text.grad, atol=1e-6)
     assert s.grad.item() == pytest.approx(scale.grad.item(), abs=1e-6)
+
+
+def test_generated_negatives_are_further_wrong_answers_for_images_alone():
+    image = text = torch.eye(2)
+    eye = torch.eye(2, dtype=torch.bool)
+    negative = torch.tensor([[1.0, 0.0]])  # as close to image 0 as its own caption
+    loss = contrastive_loss(image, text, image, text, torch.tensor(3.0), eye, eye, negative)
+    e = math.exp(3)
+    rows = (math.log(2 * e + 1) - 3 + math.log(e + 2) - 3) / 2
+    columns = math.log(1 + math.exp(-3))
+    assert loss.item() == pytest.approx((rows + columns) / 2, abs=1e-6)

@@ -1,6 +1,7 @@
 """The embedded corpus: generated scenes, written in the layouts of ImageNet, COCO captions, VSR and NLVR2.
 
-`generate` writes it; `oracle` tells from the symbols whether a caption is true of a scene. Imports numpy and PIL, never torch.
+`generate` writes it; `oracle` tells from the symbols whether a caption is true of a scene. Imports numpy and PIL,
+never torch.
 """
 
 from crossvit.data.scenes.corpus import generate

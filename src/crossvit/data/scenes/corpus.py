@@ -28,9 +28,10 @@ def generate(
 ) -> Manifest:
     """Make the scenes corpus `<root>/<preset>` in the ImageNet, COCO, VSR and NLVR2 layouts, and return its manifest.
 
-    The same arguments give the same bytes. Where the folder already holds the corpus of these arguments, it is checked (hashes
-    of annotations, number and bytes of pictures) and kept; a damaged one is made again. The folder appears when it is complete: a
-    killed run leaves only a hidden `.partial` folder, which the next run removes, and of two runs at once the second waits.
+    The same arguments give the same bytes. Where the folder already holds the corpus of these arguments, it is checked
+    (hashes of annotations, number and bytes of pictures) and kept; a damaged one is made again. The folder appears
+    when it is complete: a killed run leaves only a hidden `.partial` folder, which the next run removes, and of two
+    runs at once the second waits.
 
     root: parent folder, created if needed.
     preset: "easy" (2 objects), "medium" (4 objects, 2 mentioned) or "hard" (4 or 5, sizes, textures, counts, negation).
@@ -59,7 +60,7 @@ def generate(
         return ready
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f".{preset}.lock"):
+        with _lock(root / f".{preset}.generate.lock"):
             if (ready := _existing(target, arguments)) is not None:  # another run has finished meanwhile
                 return ready
             return _make(target, chosen, arguments, progress)

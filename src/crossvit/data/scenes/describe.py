@@ -120,7 +120,7 @@ FORMS = {
 
 
 def describe(scene: Scene, preset: Preset, rng: Random, forms: tuple[str, ...] | None = None) -> Caption | None:
-    """A true caption of a form drawn by the preset's weights (among `forms`, if given); None if this draw found none."""
+    """A true caption of a form drawn by the preset's weights (among `forms`, if given), or None."""
     names = [name for name in preset.forms if forms is None or name in forms]
     name = rng.choices(names, [preset.forms[name] for name in names])[0] if len(names) > 1 else names[0]
     caption = FORMS[name](scene, preset, rng)

@@ -1,8 +1,8 @@
 """Captions as English: templates in both directions, and the parser that reads them back.
 
 `realise(caption, template)` writes, `parse(text)` reads; every template of every form is unambiguous, so the parse of a
-realised caption is that caption. Words are lower case without punctuation and `VOCABULARY` lists them all. No noun phrase
-starts with a vowel, so a caption and the one with two words exchanged hold the same bag of words.
+realised caption is that caption. Words are lower case without punctuation and `VOCABULARY` lists them all. No noun
+phrase starts with a vowel, so a caption and the one with two words exchanged hold the same bag of words.
 """
 
 import re
@@ -112,8 +112,8 @@ def noun_phrase(phrase: Phrase, plural: bool = False) -> str:
 def realise(caption: Caption | PairStatement, template: int = 0) -> str:
     """The caption in words.
 
-    `template` counts modulo the number of templates of its form; a caption and its twin of the same form, written with the same
-    template, differ only in the words of the change.
+    `template` counts modulo the number of templates of its form; a caption and its twin of the same form, written with
+    the same template, differ only in the words of the change.
     """
     match caption:
         case And(first, second):
@@ -224,7 +224,8 @@ def parse(text: str) -> Caption | PairStatement:
 
 
 def oracle(text: str, scene: Scene, other: Scene | None = None) -> bool:
-    """Whether a caption, read from its words alone, is true of a scene (of two scenes, left and right, if `other` is given).
+    """Whether a caption, read from its words alone, is true of a scene (of two scenes, left and right, if `other` is
+    given).
 
     Raises ValueError where the text is not of this grammar, or speaks of another number of images.
     """

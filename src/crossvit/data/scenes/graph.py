@@ -24,7 +24,8 @@ CLASSES = tuple(
 
 
 class Obj(NamedTuple):
-    """One object. `row` and `col` count from the top left; `x`, `y` (centre) and `diameter` are fractions of the side."""
+    """One object. `row` and `col` count from the top left; `x`, `y` (centre) and `diameter` are fractions of the
+    side."""
 
     shape: str
     colour: str

@@ -1,14 +1,15 @@
 """The corpus in the official layouts: ImageNet class folders, COCO captions 2017, VSR jsonl and NLVR2 json.
 
-Field names and types are those of the originals (NLVR2 labels are the strings "True" and "False", VSR votes are strings), with
-two additions: `kind`, the step between a statement and its twin, and `scenes` files with the symbols of every picture.
+Field names and types are those of the originals (NLVR2 labels are the strings "True" and "False", VSR votes are
+strings), with two additions: `kind`, the step between a statement and its twin, and `scenes` files with the symbols of
+every picture.
 """
 
 from random import Random
 
 from crossvit.data.scenes.describe import NUM_TEMPLATES, describe
-from crossvit.data.scenes.graph import CLASSES
 from crossvit.data.scenes.grammar import RELATION_WORDS, noun_phrase, realise
+from crossvit.data.scenes.graph import CLASSES
 from crossvit.data.scenes.image_pairs import PairSet, make_pair_sets
 from crossvit.data.scenes.logic import And, Caption, Compare, Count, Related, phrases
 from crossvit.data.scenes.presets import Preset
@@ -33,7 +34,7 @@ def write_imagenet(writer: CorpusWriter, preset: Preset, rng: Random, sizes: dic
     writer.text("imagenet/LOC_synset_mapping.txt", names)
     pictures, number = [], 0
     for label in range(len(CLASSES)):
-        for i in range(sizes["imagenet_val"]):
+        for _ in range(sizes["imagenet_val"]):
             number += 1
             path = f"imagenet/val/{wnid(label)}/ILSVRC2012_val_{number:08d}.JPEG"
             pictures.append((path, class_scene(rng, preset, label)))
@@ -183,9 +184,11 @@ def _nlvr2_rows(pair_set: PairSet, split: str, number: int) -> list[dict]:
 
 
 def write_nlvr2(writer: CorpusWriter, pool: ScenePool, split: str, number: int) -> None:
-    """`nlvr2/data/<split>.json` (one object a line), `nlvr2/images/...png`, and `nlvr2/data/scenes_<split>.json` by picture.
+    """`nlvr2/data/<split>.json` (one object a line), `nlvr2/images/...png`, and `nlvr2/data/scenes_<split>.json` by
+    picture.
 
-    Pictures lie in `images/train/<directory>/` for training and `images/<split>/` otherwise; `number` counts statements.
+    Pictures lie in `images/train/<directory>/` for training and `images/<split>/` otherwise; `number` counts
+    statements.
     """
     rows, pictures, scenes = [], [], {}
     for i, pair_set in enumerate(make_pair_sets(pool, number // 4)):

@@ -1,7 +1,7 @@
 """Captions as small logical forms, and their truth in a scene.
 
-A `Phrase` picks the objects that have every attribute it names. Noun phrases are existential: `Related(p, "left", q)` is true
-when some p is left of some other q. Counts are exact. `InImages` and `Across` speak about two images (NLVR2).
+A `Phrase` picks the objects that have every attribute it names. Noun phrases are existential: `Related(p, "left", q)`
+is true when some p is left of some other q. Counts are exact. `InImages` and `Across` speak about two images (NLVR2).
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,8 @@ class Manifest:
     """What `generate` made.
 
     arguments: preset, seed, image_size, sizes and the generator's format number.
-    counts: images, captions or statements of every split, e.g. {"coco/train2017": {"images": 4000, "captions": 9988}, ...}.
+    counts: images, captions or statements of every split, e.g. {"coco/train2017": {"images": 4000, "captions": 9988},
+    ...}.
     annotations: sha256 and bytes of every file that is not a picture, by path relative to the corpus.
     folders: number of files and their bytes of every folder that holds pictures.
     images_sha256: sha256 of the lines "<sha256>  <path>" of all pictures in the order of their paths.

@@ -14,7 +14,8 @@ class Preset:
 
     forms: relative frequency of each caption form (`describe.FORMS`).
     kinds: the twins it makes (`twins.KINDS`).
-    diagonal: mention only pairs in different rows and columns, so that reading order does not settle who is left of whom.
+    diagonal: mention only pairs in different rows and columns, so that reading order does not settle who is left of
+    whom.
     partial: phrases may leave attributes out and may name size and texture; otherwise they are colour and shape.
     """
 
@@ -103,8 +104,8 @@ def find_preset(name: str) -> Preset:
 def resolve_sizes(sizes: Mapping[str, int] | str | None) -> dict[str, int]:
     """Counts of every split: the defaults, the small set "smoke", or the defaults with some replaced.
 
-    Raises UserError for an unknown key, or a count that is not a positive integer (for VSR and NLVR2: a multiple of 4, because
-    statements come in balanced groups of two captions by two pictures).
+    Raises UserError for an unknown key, or a count that is not a positive integer (for VSR and NLVR2: a multiple of 4,
+    because statements come in balanced groups of two captions by two pictures).
     """
     if isinstance(sizes, str):
         if sizes != "smoke":

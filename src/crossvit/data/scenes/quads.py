@@ -1,8 +1,8 @@
 """Balanced statements: two captions by two pictures, as in Winoground.
 
-In a quad the first caption is true of the first picture and false of the second, the second caption the other way round. So
-every caption is true and false equally often and every picture has as many true as false statements: whoever sees only the
-text, or only the image, is right exactly half the time.
+In a quad the first caption is true of the first picture and false of the second, the second caption the other way
+round. So every caption is true and false equally often and every picture has as many true as false statements: whoever
+sees only the text, or only the image, is right exactly half the time.
 """
 
 from collections.abc import Iterator
@@ -96,7 +96,7 @@ def _reading_order_safe(scene: Scene, caption: Caption) -> bool:
 
 
 def counterpart(scene: Scene, caption: Caption, other: Caption, kind: str, pool: ScenePool) -> Scene | None:
-    """A scene one edit away from `scene` in which `other` is true and `caption` false; None if the pool accepts none."""
+    """A scene one edit away in which `other` is true and `caption` false; None if the pool accepts none."""
     candidates = list(_edits(scene, kind, caption, pool.preset, pool.rng))
     pool.rng.shuffle(candidates)
     for candidate in candidates:

@@ -17,7 +17,7 @@ RGB = {
     "pink": (255, 140, 185),
 }
 _STRIPE_PERIOD = 0.1  # of the image side
-_STRIPE_SHADE = 0.2  # brightness of the dark bands
+_STRIPE_SHADE = 0.45  # brightness of the dark bands
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -25,9 +25,9 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     across, down = np.abs(u), np.abs(v)
     match shape:
         case "circle":
-            return np.sqrt(u * u + v * v) - 0.95
+            return np.sqrt(u * u + v * v) - 0.9
         case "square":
-            return np.maximum(across, down) - 0.86
+            return np.maximum(across, down) - 0.93
         case "triangle":
             return np.maximum(v - 0.85, (1.85 * across - (v + 1.0)) / 2.103)
         case "cross":

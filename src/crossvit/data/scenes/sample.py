@@ -6,7 +6,7 @@ from crossvit.data.scenes.graph import CLASSES, COLOURS, GRID, HELD_OUT_PAIRS, S
 from crossvit.data.scenes.logic import Caption, mentions_held_out
 from crossvit.data.scenes.presets import Preset
 
-DIAMETER = {"small": 0.20, "large": 0.30}
+DIAMETER = {"small": 0.21, "large": 0.30}
 _JITTER = 0.02  # of the image side, for centres
 _SCALE = 0.06  # relative, for diameters
 _BACKGROUND = (15, 70)
@@ -56,8 +56,9 @@ def class_scene(rng: Random, preset: Preset, label: int) -> Scene:
 class ScenePool:
     """Scenes one split may use.
 
-    Evaluation pools are drawn first and put their keys into `reserved`, which every later pool avoids: no scene is in two
-    splits, none of the evaluated ones in training. Only the compositional pool shows, and only it mentions, held-out pairs.
+    Evaluation pools are drawn first and put their keys into `reserved`, which every later pool avoids: no scene is in
+    two splits, none of the evaluated ones in training. Only the compositional pool shows, and only it mentions,
+    held-out pairs.
     """
 
     def __init__(self, preset: Preset, rng: Random, reserved: set, *, training: bool, compositional: bool = False):

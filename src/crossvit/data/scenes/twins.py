@@ -1,15 +1,16 @@
 """Minimal twins: a caption changed in one respect so that it is false of its scene.
 
-The taxonomy is SugarCrepe's (Hsieh et al., 2023), replace / swap / add of objects, attributes and relations, with counts and
-negation besides. "obj" is the noun (shape), "att" colour, size or texture. A swap twin holds the same words as its caption.
+The taxonomy is SugarCrepe's (Hsieh et al., 2023), replace / swap / add of objects, attributes and relations, with
+counts and negation besides. "obj" is the noun (shape), "att" colour, size or texture. A swap twin holds the same words
+as its caption.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from random import Random
 
-from crossvit.data.scenes.graph import VALUES, Scene
 from crossvit.data.scenes.grammar import NUMBERS
+from crossvit.data.scenes.graph import VALUES, Scene
 from crossvit.data.scenes.logic import (
     BY_SIZE,
     COMPARISONS,
@@ -48,12 +49,14 @@ ENTAILING_KINDS = ("add_obj", "add_att")
 def with_phrases(caption: Caption, changed: tuple[Phrase, ...]) -> Caption:
     """The caption with its noun phrases (in the order of `logic.phrases`) replaced."""
     match caption:
-        case Related():
-            return replace(caption, subject=changed[0], object=changed[1])
-        case Exists() | Count():
-            return replace(caption, phrase=changed[0])
-        case Compare():
-            return replace(caption, first=changed[0], second=changed[1])
+        case Related(relation=relation, negated=negated):
+            return Related(changed[0], relation, changed[1], negated)
+        case Exists(negated=negated):
+            return Exists(changed[0], negated)
+        case Count(number=number):
+            return Count(changed[0], number)
+        case Compare(comparison=comparison):
+            return Compare(changed[0], comparison, changed[1])
         case And(first, second):
             return And(with_phrases(first, changed[:1]), with_phrases(second, changed[1:]))
     raise ValueError(f"not a caption about one image: {caption!r}")
@@ -130,8 +133,10 @@ def _candidates(caption: Caption, kind: str, preset: Preset) -> Iterator[Caption
             raise ValueError(f"unknown kind of twin {kind!r}; one of {', '.join(KINDS)}")
 
 
-def twin(caption: Caption, kind: str, scene: Scene, preset: Preset, rng: Random, allowed=lambda caption: True):
-    """A caption that differs from `caption` by one step of `kind`, is false of `scene` and passes `allowed`; None if none does.
+def twin(
+    caption: Caption, kind: str, scene: Scene, preset: Preset, rng: Random, allowed: Callable[[Caption], bool]
+) -> Caption | None:
+    """A caption one step of `kind` away that is false of `scene` and passes `allowed`; None if there is none.
 
     `caption` must have a form listed in FORMS_OF_KIND[kind].
     """

@@ -1,0 +1,36 @@
+"""`crossvit evaluate`: the suite over trained weights, without training anything."""
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from crossvit.commands.run import run_directory
+from crossvit.commands.table import present
+from crossvit.errors import UserError
+from crossvit.report.table import Table
+from crossvit.stages.evaluating import evaluate_stage
+from crossvit.stages.store import StageStore, StoredStage
+
+
+def run(cfg: DictConfig) -> Table:
+    """Evaluates every stage of `evaluate.run`, a run directory or one stage, and prints the table."""
+    stages = stored_stages(Path(cfg.run))
+    cells = [cell for stored in stages for cell in evaluate_stage(stored, cfg.suite, cfg.paths)]
+    return present(cells, run_directory())
+
+
+def stored_stages(path: Path) -> list[StoredStage]:
+    """The stages of a run, the root first, or the one stage that `path` is. Raises UserError where there is none or one is damaged."""
+    chain = path / "chain.json"
+    if chain.is_file():
+        places = [Path(stage["path"]) for stage in json.loads(chain.read_text())]
+    elif (path / "provenance.json").is_file():
+        places = [path.resolve()]
+    else:
+        raise UserError(f"run={path}: give the directory of a `train` or `pipeline` run (chain.json), or of a stored stage")
+    found = [StageStore(place.parent).get(place.name) for place in places]
+    for place, stored in zip(places, found, strict=True):
+        if stored is None:
+            raise UserError(f"run={path}: the stage {place} is missing or damaged; run the command that trained it again")
+    return found

@@ -1,0 +1,26 @@
+"""Prints and keeps the result table of a run."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from crossvit.report.cells import Cell
+from crossvit.report.plots import plot_curves, plot_table
+from crossvit.report.table import Table
+
+
+def present(cells: list[Cell], directory: Path) -> Table:
+    """Writes table.md, table.csv, table.json and the plots into a run directory, and prints the table with where they lie."""
+    table = Table(cells)
+    table.write(directory)
+    plots = directory / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    if cells:
+        plot_table(table, plots / "table.png")
+    for log in sorted(directory.glob("metrics/*/metrics.csv")):
+        plot_curves(log, plots / f"{log.parent.name}.png")
+    Console().print(table.to_rich())
+    print(f"table: {directory / 'table.md'} (also .csv, .json)\nplots: {plots}\nrun:   {directory}")
+    if (directory / "wandb").is_dir():
+        print(f"wandb: {directory / 'wandb'} (offline runs upload with `wandb sync`)")
+    return table

@@ -1,0 +1,231 @@
+"""COCO captions: pictures with several captions each."""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crossvit.data.annotations import read_json
+from crossvit.data.bad_samples import BadRecord
+from crossvit.data.datasets import Captions, ImageDataset, TextDataset
+from crossvit.data.loader import EpochLoader
+from crossvit.data.packed import PackedStrings
+from crossvit.data.pairs import PairDataModule, PairIndex
+from crossvit.data.pictures import Pictures
+from crossvit.errors import UserError
+
+_YEARS = ("2017", "2014")
+
+
+class Twin(NamedTuple):
+    """A caption and one that is false of the same image and differs from it in one thing."""
+
+    image_id: int
+    caption: str
+    negative: str
+    kind: str
+
+
+@dataclass
+class COCOIndex(PairIndex):
+    """One split; captions are sorted by image.
+
+    Attributes:
+        caption_ids: int64, the file's id of each caption.
+        caption_image_ids: int64, the image each caption was written for.
+    """
+
+    caption_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    caption_image_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+class COCODataModule(PairDataModule):
+    """COCO captions in the form of 2017 or 2014, whichever is found.
+
+    A training sample is one image with one of its captions, drawn anew in each epoch. An evaluation goes over every
+    image once and over every
+    caption once: `eval_loaders` is `[image_loader, text_loader]`, which yield `ImageBatch(image, label = image id,
+        index)` and `TextBatch`.
+
+    Args:
+        negatives: how many false captions a training sample gets, from `annotations/negatives_<split><year>.json`
+            ({"<caption id>": [{"caption": str, "kind": str}, ...]}); 0 for none.
+        kwargs: see PairDataModule.
+
+    Raises:
+        UserError: see CrossViTDataModule; also `negatives` above 0 without that file.
+    """
+
+    LAYOUT = """\
+  <root>/train2017/*.jpg    <root>/val2017/*.jpg            (or train2014/, val2014/)
+  <root>/annotations/captions_train2017.json    <root>/annotations/captions_val2017.json
+  <root>/annotations/negatives_train2017.json               (only for data.negatives)"""
+
+    def __init__(self, *, negatives: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if negatives < 0:
+            raise UserError(f"data.negatives={negatives} must not be negative.")
+        self.num_negatives = int(negatives)
+
+    def index(self, split: str) -> COCOIndex:
+        return super().index(split)
+
+    def images(self, split: str) -> list[tuple[int, str]]:
+        """(image id, file) of every image, in the order of `image_loader`."""
+        index = self.index(split)
+        return [(int(image_id), index.pictures.path(i)) for i, image_id in enumerate(index.image_ids)]
+
+    def captions(self, split: str) -> list[tuple[int, int, str]]:
+        """(caption id, image id, text) of every caption, in the order of `text_loader`."""
+        index = self.index(split)
+        ids = zip(index.caption_ids.tolist(), index.caption_image_ids.tolist(), index.captions.texts, strict=True)
+        return list(ids)
+
+    def twins(self, split: str) -> list[Twin]:
+        """Every pair of a caption and a false caption.
+
+        Raises:
+            UserError: the split has no file of negatives.
+        """
+        index = self.index(split)
+        negatives, kinds = read_negatives(self._file("negatives", split), index.caption_ids)
+        return [
+            Twin(int(index.caption_image_ids[c]), index.captions.texts[c], negatives.texts[n], kinds[n])
+            for c in range(len(index.captions.texts))
+            for n in negatives.group(c)
+        ]
+
+    def image_loader(self, split: str) -> EpochLoader:
+        """Every image once, in order."""
+        dataset = ImageDataset(self._pictures(split), self.index(split).image_ids, self._eval_transform)
+        return self._eval_loader(split, dataset, self.num_workers)
+
+    def text_loader(self, split: str) -> EpochLoader:
+        """Every caption once, in order."""
+        index = self.index(split)
+        dataset = TextDataset(index.captions.texts, index.caption_image_ids, self.tokenizer)
+        return self._eval_loader(split, dataset, num_workers=0)
+
+    def eval_loaders(self, split: str) -> list[EpochLoader]:
+        return [self.image_loader(split), self.text_loader(split)]
+
+    def _read_split(self, split: str) -> COCOIndex:
+        file = self._file("captions", split)
+        folder = self.root / f"{split}{file.stem[-4:]}"
+        if not folder.is_dir():
+            raise self._layout_error(f"{folder} is not a folder.")
+        index = read_captions(file, folder)
+        if self.num_negatives and split == self.train_split:
+            negatives_file = self._file("negatives", split)
+            index.negatives, _ = read_negatives(negatives_file, index.caption_ids)
+            index.files.append(negatives_file)
+        return index
+
+    def _file(self, kind: str, split: str) -> Path:
+        candidates = [self.root / "annotations" / f"{kind}_{split}{year}.json" for year in _YEARS]
+        for path in candidates:
+            if path.is_file():
+                return path
+        raise self._layout_error(f"{candidates[0]} is not there (nor is the form of 2014).")
+
+
+def read_captions(file: Path, folder: Path) -> COCOIndex:
+    """Read a COCO captions file. Records that lack a key, repeat an id or name an unknown image become `defects`;
+    images without a caption
+    are passed over.
+
+    Raises:
+        UserError: the file is not JSON, or not of this form.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
+        raise UserError(f'{file}: expected {{"images": [...], "annotations": [...]}} as in COCO captions.')
+    defects: list[BadRecord] = []
+    names: dict[int, str] = {}
+    for number, record in enumerate(content["images"]):
+        reason = _image_defect(record, names)
+        if reason is None:
+            names[int(record["id"])] = record["file_name"]
+        else:
+            defects.append(BadRecord(f"{file}: images[{number}]", reason))
+    texts: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    seen: set[int] = set()
+    for number, record in enumerate(content["annotations"]):
+        reason = _caption_defect(record, seen, names)
+        if reason is None:
+            seen.add(int(record["id"]))
+            texts[int(record["image_id"])].append((int(record["id"]), record["caption"]))
+        else:
+            defects.append(BadRecord(f"{file}: annotations[{number}]", reason))
+    del content
+    image_ids = np.array([image_id for image_id in names if image_id in texts], dtype=np.int64)
+    groups = [texts[image_id] for image_id in image_ids.tolist()]
+    sizes = np.array([len(group) for group in groups], dtype=np.int64)
+    return COCOIndex(
+        pictures=Pictures([names[i] for i in image_ids.tolist()], [folder]),
+        rows=np.arange(len(image_ids)),
+        captions=Captions(
+            PackedStrings(text for group in groups for _, text in group), np.concatenate([[0], np.cumsum(sizes)])
+        ),
+        image_ids=image_ids,
+        counts={"samples": len(image_ids), "captions": int(sizes.sum())},
+        files=[file],
+        defects=defects,
+        caption_ids=np.array([caption_id for group in groups for caption_id, _ in group], dtype=np.int64),
+        caption_image_ids=np.repeat(image_ids, sizes),
+    )
+
+
+def read_negatives(file: Path, caption_ids: np.ndarray) -> tuple[Captions, list[str]]:
+    """Read the false captions: one group for each caption (empty where the file has none), and the kind of each.
+
+    Raises:
+        UserError: the file is not JSON, or not of this form.
+    """
+    records = read_json(file)
+    texts: list[str] = []
+    kinds: list[str] = []
+    starts = [0]
+    try:
+        for caption_id in caption_ids.tolist():
+            for record in records.get(str(caption_id), ()):
+                texts.append(record["caption"])
+                kinds.append(record["kind"])
+            starts.append(len(texts))
+    except (AttributeError, KeyError, TypeError):
+        form = '{"<caption id>": [{"caption": "...", "kind": "..."}, ...]}'
+        raise UserError(f"{file}: expected {form}.") from None
+    return Captions(PackedStrings(texts), np.array(starts, dtype=np.int64)), kinds
+
+
+def _image_defect(record: Any, names: dict[int, str]) -> str | None:
+    if not isinstance(record, dict) or not _is_id(record.get("id")):
+        return "no integer 'id'"
+    if not isinstance(record.get("file_name"), str) or os.path.isabs(record["file_name"]):
+        return "no relative 'file_name'"
+    return f"id {record['id']} is used twice" if int(record["id"]) in names else None
+
+
+def _caption_defect(record: Any, seen: set[int], names: dict[int, str]) -> str | None:
+    if not isinstance(record, dict) or not _is_id(record.get("id")):
+        return "no integer 'id'"
+    if not isinstance(record.get("caption"), str):
+        return "no text 'caption'"
+    if int(record["id"]) in seen:
+        return f"id {record['id']} is used twice"
+    if not _is_id(record.get("image_id")) or int(record["image_id"]) not in names:
+        return f"caption of an image that is not listed (image_id {record.get('image_id')!r})"
+    return None
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a value is an integer that fits 64 bits; some releases write ids as strings."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return False
+    try:
+        return abs(int(value)) < 2**63
+    except ValueError:
+        return False

@@ -1,0 +1,86 @@
+"""What all image-text datasets share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossvit.data.bad_samples import BadRecord
+from crossvit.data.datasets import Captions, PairDataset
+from crossvit.data.loader import EpochLoader
+from crossvit.data.module import CrossViTDataModule
+from crossvit.data.pictures import Pictures
+from crossvit.data.transforms import EvalTransform, TrainTransform
+
+
+@dataclass
+class PairIndex:
+    """One split of image-text pairs; n samples.
+
+    Attributes:
+        pictures: the files.
+        rows: int64 (n,) or (n, 2): the pictures of each sample.
+        captions: one group a sample.
+        image_ids: int64 (n,).
+        counts: sizes by name.
+        labels: int64 (n,), or None where all pairs match.
+        relations: the kind of relation of each sample ("" where the data name none), or None.
+        negatives: for each caption a group of captions that are false of its picture, or None.
+        files: annotation files that were read.
+        defects: records that could not be used.
+    """
+
+    pictures: Pictures
+    rows: np.ndarray
+    captions: Captions
+    image_ids: np.ndarray
+    counts: dict[str, int]
+    labels: np.ndarray | None = None
+    relations: list[str] | None = None
+    negatives: Captions | None = None
+    files: list[Path] = field(default_factory=list)
+    defects: list[BadRecord] = field(default_factory=list)
+
+
+class PairDataModule(CrossViTDataModule):
+    """Batches of pairs.
+
+    Args:
+        kwargs: see CrossViTDataModule; `tokenizer` is needed.
+
+    Raises:
+        ValueError: no tokenizer.
+    """
+
+    num_negatives = 0
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.tokenizer is None:
+            raise ValueError(f"{type(self).__name__} reads captions and needs a tokenizer")
+
+    def index(self, split: str) -> PairIndex:
+        return super().index(split)
+
+    def pair_loader(self, split: str) -> EpochLoader:
+        """Every sample of a split once, in order, with its first caption: `PairBatch`."""
+        return self._eval_loader(split, self._pair_dataset(split, self._eval_transform), self.num_workers)
+
+    def _train_dataset(self, split: str) -> PairDataset:
+        return self._pair_dataset(split, self._train_transform)
+
+    def _pair_dataset(self, split: str, transform: TrainTransform | EvalTransform) -> PairDataset:
+        index = self.index(split)
+        return PairDataset(
+            self._pictures(split),
+            index.rows,
+            index.captions,
+            index.image_ids,
+            self.tokenizer,
+            transform,
+            seed=self.seed,
+            labels=index.labels,
+            negatives=index.negatives,
+            num_negatives=self.num_negatives,
+        )

@@ -1,0 +1,86 @@
+"""Visual-linguistic reasoning: statements that are true or false of a picture, or of two."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crossvit.data.bad_samples import BadRecord
+from crossvit.data.datasets import Captions
+from crossvit.data.loader import EpochLoader
+from crossvit.data.packed import PackedStrings
+from crossvit.data.pairs import PairDataModule, PairIndex
+from crossvit.data.pictures import Pictures
+
+_TRUTH = {"true": 1, "false": 0}
+
+
+class Statement(NamedTuple):
+    """One statement: names of its picture or pictures (relative to a root), its text, its relation class and the kind
+    of relation.
+    """
+
+    pictures: tuple[str, ...]
+    text: str
+    label: int
+    relation: str = ""
+
+
+class StatementDataModule(PairDataModule):
+    """Base of the datasets of statements. Training and evaluation yield `PairBatch` with `label`; each statement is one
+    sample.
+
+    Samples of one text share `text_id`, which is how consistency (all pictures of a sentence right) is counted.
+    """
+
+    def relations(self, split: str) -> list[str]:
+        """The kind of relation of each sample, in order ("" where the data name none)."""
+        return self.index(split).relations
+
+    def eval_loaders(self, split: str) -> EpochLoader:
+        return self.pair_loader(split)
+
+
+def read_statement(record: dict[str, Any], text_key: str, num_relations: int = 2) -> tuple[str, int] | str:
+    """Text and label of a record, or what is wrong with it. Labels are integers below `num_relations`, or true / false
+    as strings.
+    """
+    text, label = record.get(text_key), record.get("label")
+    if not isinstance(text, str):
+        return f"no text '{text_key}'"
+    if isinstance(label, str):
+        label = _TRUTH.get(label.lower())
+    if not isinstance(label, int) or not 0 <= label < num_relations:
+        return f"label {record.get('label')!r} is not one of {num_relations} relations"
+    return text, int(label)
+
+
+def build_index(
+    statements: Sequence[Statement], roots: Sequence[Path], file: Path, defects: list[BadRecord]
+) -> PairIndex:
+    """Index statements. Samples with the same pictures share an image id, the position of those pictures' first use."""
+    names = dict.fromkeys(name for statement in statements for name in statement.pictures)
+    position = {name: i for i, name in enumerate(names)}
+    rows = np.array([[position[name] for name in statement.pictures] for statement in statements], dtype=np.int64)
+    image_id: dict[tuple[str, ...], int] = {}
+    for statement in statements:
+        image_id.setdefault(statement.pictures, len(image_id))
+    labels = np.array([statement.label for statement in statements], dtype=np.int64)
+    return PairIndex(
+        pictures=Pictures(list(names), roots),
+        rows=rows[:, 0] if rows.ndim == 2 and rows.shape[1] == 1 else rows,
+        captions=Captions(PackedStrings(s.text for s in statements), np.arange(len(statements) + 1)),
+        image_ids=np.array([image_id[s.pictures] for s in statements], dtype=np.int64),
+        counts={"samples": len(statements), "pictures": len(names)}
+        | {f"label {value}": int(count) for value, count in _counted(labels)},
+        labels=labels,
+        relations=[statement.relation for statement in statements],
+        files=[file],
+        defects=defects,
+    )
+
+
+def _counted(labels: np.ndarray) -> Iterable[tuple[int, int]]:
+    values, counts = np.unique(labels, return_counts=True)
+    return zip(values.tolist(), counts.tolist(), strict=True)

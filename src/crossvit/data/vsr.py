@@ -1,0 +1,86 @@
+"""Visual Spatial Reasoning, and any other set of (picture, caption, label) lines in its form."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crossvit.data.annotations import read_jsonl
+from crossvit.data.bad_samples import BadRecord
+from crossvit.data.pairs import PairIndex
+from crossvit.data.vlr import Statement, StatementDataModule, build_index, read_statement
+from crossvit.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# lines in the files of the official repository; its README states other numbers for zeroshot (4,713 / 231 / 616)
+_OFFICIAL = {
+    "random": {"train": 7_680, "dev": 1_097, "test": 2_195},
+    "zeroshot": {"train": 3_489, "dev": 340, "test": 1_222},
+}
+
+
+class VSRDataModule(StatementDataModule):
+    """VSR (Liu et al. 2023): lines of {"image", "caption", "label", "relation"}; `label` is 0 or 1 (below
+    `num_relations`).
+
+    A split is the file `<split>.jsonl`, in the root or in `splits/<variant>/`.
+
+    Args:
+        image_roots: folders that hold the pictures, searched in order; None: `<root>/images`.
+        variant: `random` or `zeroshot`, where both are there.
+        num_relations: number of label values.
+        kwargs: see PairDataModule.
+    """
+
+    LAYOUT = """\
+  <root>/{train,dev,test}.jsonl    (or <root>/splits/<variant>/{train,dev,test}.jsonl)
+  <root>/images/*.jpg              (or the folders of data.image_roots)
+  a line: {"image": "000000000009.jpg", "caption": "...", "label": 0 or 1, "relation": "..."}"""
+
+    def __init__(
+        self,
+        *,
+        image_roots: Sequence[str | Path] | None = None,
+        variant: str = "random",
+        num_relations: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if variant not in _OFFICIAL:
+            raise UserError(f"data.variant={variant} is not one of {', '.join(_OFFICIAL)}.")
+        self.image_roots = [self.root / "images"] if image_roots is None else [Path(root) for root in image_roots]
+        self.variant = variant
+        self.num_relations = num_relations
+
+    def _read_split(self, split: str) -> PairIndex:
+        for root in self.image_roots:
+            if not root.is_dir():
+                raise self._layout_error(f"data.image_roots: {root} is not a folder.")
+        file = self._file(split)
+        statements: list[Statement] = []
+        defects: list[BadRecord] = []
+        for number, record in read_jsonl(file):
+            found = read_statement(record, "caption", self.num_relations)
+            if not isinstance(record.get("image"), str):
+                found = "no text 'image'"
+            if isinstance(found, str):
+                defects.append(BadRecord(f"{file}, line {number}", found))
+            else:
+                statements.append(Statement((record["image"],), *found, relation=str(record.get("relation") or "")))
+        self._name_release(split, len(statements))
+        return build_index(statements, self.image_roots, file, defects)
+
+    def _file(self, split: str) -> Path:
+        name = f"{split}.jsonl"
+        candidates = [self.root / name]
+        candidates += [self.root / folder / self.variant / name for folder in ("splits", "data/splits")]
+        for path in candidates:
+            if path.is_file():
+                return path
+        raise self._layout_error(f"{candidates[0]} is not there.")
+
+    def _name_release(self, split: str, count: int) -> None:
+        for variant, sizes in _OFFICIAL.items():
+            if sizes.get(split) == count:
+                log.info("%s: %d lines, as in the official files of VSR %s", split, count, variant)

@@ -1,0 +1,108 @@
+"""The name of a stage's result: a hash of everything that changes it and of nothing else.
+
+In: the parts of the model that the task builds, data settings and contents, objective, optimizer, scheduler, length, precision, seed, and
+the parent's fingerprint. Out: where files lie, how many workers and devices, loggers, progress bars, the size of evaluation batches.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+FORMAT = 1
+"""Raised when code changes what the same config gives: every stored stage is trained again."""
+
+MODEL_PARTS = ("patch_encoder", "vision", "text_encoder", "fusion", "tokenizer")
+PARTS_OF_TASK = {"patch_encoder": ("patch_encoder",), "visual_transformer": ("patch_encoder", "vision")}
+TRAINER_KEYS = (
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "max_time",
+    "precision",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+    "limit_val_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "fast_dev_run",
+    "sync_batchnorm",
+)
+STAGE_KEYS = ("task", "monitor", "mode")
+DATA_KEYS_OUT = ("num_workers", "eval_batch_size", "max_bad_fraction", "test_split", "cache")
+CALLBACKS_OUT = ("checkpoint", "progress_bar", "model_summary")
+WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")
+
+
+def fingerprint(cfg: DictConfig, parent: str | None, data_manifest: dict) -> str:
+    """16 hex digits for the result of training `cfg` from the stage `parent` on the data that `data_manifest` describes.
+
+    parent: the parent stage's fingerprint, None for the first stage. data_manifest: `CrossViTDataModule.manifest()`, plain json values.
+    """
+    record = {"parent": parent, "manifest": data_manifest, **what_matters(cfg)}
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def what_matters(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a stage's config that its fingerprint covers, as plain json values."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    task = plain["stage"]["task"]
+    image_only = task in PARTS_OF_TASK
+    parts = PARTS_OF_TASK.get(task, MODEL_PARTS)
+    sizes = {k: v for k, v in plain["model"].items() if k != "name"}
+    trainer = plain["trainer"]
+    return {
+        "format": FORMAT,
+        "seed": plain["seed"],
+        "stage": {key: plain["stage"].get(key) for key in STAGE_KEYS},
+        "model": {"image_size": sizes["image_size"]} if image_only else sizes,
+        "parts": {part: _with_file_contents(plain[part]) for part in parts if part in plain},
+        "data": {key: value for key, value in plain["data"].items() if not _is_place_or_pace(key)},
+        "objective": {name: term for name, term in plain["objective"].items() if term.get("weight", 1) != 0},
+        "optimizer": _without(plain["optimizer"], ("fused", "foreach")),
+        "scheduler": plain["scheduler"],
+        "trainer": {key: str(trainer[key]) for key in TRAINER_KEYS if trainer.get(key) is not None},
+        "callbacks": {
+            k: v for k, v in (plain.get("callbacks") or {}).items() if k not in CALLBACKS_OUT and v is not None
+        },
+    }
+
+
+def _is_place_or_pace(key: str) -> bool:
+    return key in DATA_KEYS_OUT or key == "root" or key.endswith(("_root", "_roots", "_dir"))
+
+
+def _without(node: Any, names: tuple[str, ...]) -> Any:
+    if isinstance(node, dict):
+        return {key: _without(value, names) for key, value in node.items() if key not in names}
+    return node
+
+
+def _with_file_contents(node: Any) -> Any:
+    """Replaces the path of a file or folder (pretrained weights, a vocabulary) by a hash of what it holds."""
+    if isinstance(node, dict):
+        return {key: _with_file_contents(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_file_contents(value) for value in node]
+    if isinstance(node, str) and ("/" in node or node.endswith(WEIGHT_FILES)) and Path(node).exists():
+        return {"sha256": hash_path(Path(node))}
+    return node
+
+
+def hash_path(path: Path) -> str:
+    """sha256 of a file, or of the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        if file != path:
+            digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

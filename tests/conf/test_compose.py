@@ -1,0 +1,190 @@
+"""Every file of conf/ composes, is valid, and names things that exist and take the keywords they are given."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from crossvit.config import chain_configs, check_signatures, compose, config_directory, validate
+from crossvit.config.targets import SPECIAL, _own_signature, target_nodes
+from crossvit.errors import UserError
+from crossvit.help import config_groups
+from crossvit.stages.build import make
+
+CONF = config_directory()
+PRIMARIES = sorted(path.stem for path in CONF.glob("*.yaml"))
+OPTIONS = [(group, option) for group, options in config_groups(CONF).items() for option in options]
+FILLED = {"text_encoder=huggingface": ["text_encoder.folder=folder"]}
+"""What a user must give beside an option."""
+BASES = {("trainer", "default"), ("objective", "terms")}
+"""Files that others stand on."""
+TRAINING = [primary for primary in PRIMARIES if primary != "data"]
+
+
+def needed(cfg_of, overrides: list[str]) -> list[str]:
+    """Fills what a recipe leaves to the user (`???`) with a placeholder, until the config has no gap."""
+    for _ in range(10):
+        try:
+            cfg_of(overrides)
+        except UserError as error:
+            key, marker, _ = str(error).rpartition("stage ")[2].rpartition(": ")[2], "", ""
+            message = str(error)
+            if "has no value yet" not in message:
+                raise
+            key = message.split(": has no value yet")[0].rpartition(": ")[2]
+            overrides = [*overrides, f"{key}=placeholder"]
+        else:
+            return overrides
+    raise AssertionError(f"gaps without end: {overrides}")
+
+
+def objective_for(stage_task: str) -> str:
+    return "classification" if stage_task != "cross_modal" else "itc"
+
+
+def primary_for(group: str) -> str:
+    return "pipeline" if group == "suite" else "train"
+
+
+def overrides_for(group: str, option: str) -> list[str]:
+    """A composition in which this option makes sense."""
+    overrides = [f"{group}={option}"]
+    if (group, option) == ("objective", "classification"):
+        overrides.append("stage=imagenet")
+    if (group, option) == ("objective", "terms"):
+        overrides.append("objective.itc.weight=1")
+    return overrides
+
+
+def test_every_file_belongs_to_a_test():
+    files = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
+    tested = {f"{primary}.yaml" for primary in PRIMARIES} | {f"{group}/{option}.yaml" for group, option in OPTIONS}
+    hydra = {"hydra/job_logging/crossvit.yaml", "hydra/hydra_logging/crossvit.yaml"}  # part of every primary
+    assert files == tested | hydra
+
+
+@pytest.mark.parametrize("primary", PRIMARIES)
+def test_primary(primary):
+    cfg = compose([], primary)
+    validate(cfg)
+    assert cfg.command == primary
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option(group, option):
+    def chain(overrides):
+        return chain_configs(overrides, primary_for(group))
+
+    links = chain(needed(chain, overrides_for(group, option)))
+    for link in links:
+        check_signatures(link.cfg)
+
+
+def _targets() -> list[str]:
+    found = set()
+    for path in CONF.rglob("*.yaml"):
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip(" -") == "_target_":
+                found.add(value.partition("#")[0].strip())
+    return sorted(found)
+
+
+@pytest.mark.parametrize("target", [target for target in _targets() if target.startswith("crossvit.")])
+def test_the_signature_read_from_the_source_is_the_real_one(target):
+    """Where the source says which keywords fit, Python says the same."""
+    static = _own_signature("node", target)
+    found = get_object(target)
+    chain = [c.__init__ for c in found.__mro__ if "__init__" in vars(c)] if isinstance(found, type) else [found]
+    names: set[str] = set()
+    for function in chain:
+        parameters = inspect.signature(function).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    assert names <= static.names or static.open
+
+
+def build(group: str, option: str):
+    cfg = compose(overrides_for(group, option), primary_for(group))
+    return cfg, [make(node) for node in _top_nodes(cfg[group])]
+
+
+def _top_nodes(node):
+    if node is None:
+        return []
+    if "_target_" in node:
+        return [node]
+    return [child for child in node.values() if OmegaConf.is_dict(child) and "_target_" in child]
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(g, o) for g, o in OPTIONS if g in ("optimizer", "scheduler", "objective", "callbacks", "logger")],
+)
+def test_builds(group, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    cfg, built = build(group, option)
+    assert built or option == "none"
+    if group == "optimizer":
+        optimizer = built[0]([{"params": [torch.nn.Parameter(torch.ones(2))]}])
+        assert optimizer.param_groups[0]["lr"] == cfg.optimizer.lr
+    if group == "scheduler":
+        factors = [built[0](step, 100) for step in range(100)]
+        assert max(factors) == pytest.approx(1.0)
+        assert min(factors) >= 0
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "trainer"])
+def test_trainer_takes_its_settings(option, tmp_path):
+    import lightning as L
+
+    settings = OmegaConf.to_container(compose([f"trainer={option}"]).trainer, resolve=True)
+    assert settings.pop("_target_") == "lightning.Trainer"
+    if settings["accelerator"] == "gpu" and not torch.cuda.is_available():
+        settings.update(accelerator="cpu", devices=1, strategy="auto")
+    L.Trainer(**settings, logger=False, default_root_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in ("stage", "experiment")])
+def test_header_says_what_it_is(group, option):
+    lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith("# ")
+    if group == "experiment":
+        header = "\n".join(line for line in lines if line.startswith("#"))
+        assert all(word in header for word in ("# command:", "# cost:", "# expected:"))
+
+
+def test_special_keys_are_hydras():
+    from hydra._internal.instantiate import _instantiate2
+
+    reserved = {key for key in ast.literal_eval(repr([e.value for e in _instantiate2._Keys]))}
+    assert reserved == set(SPECIAL)
+
+
+def test_no_config_names_a_place_on_a_machine():
+    for path in CONF.rglob("*.yaml"):
+        for key, value in _values(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
+            assert not (isinstance(value, str) and Path(value).is_absolute()), f"{path}: {key}={value}"
+
+
+def _values(node, prefix=""):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _values(value, f"{prefix}{key}.")
+    elif isinstance(node, list):
+        for value in node:
+            yield from _values(value, prefix)
+    else:
+        yield prefix, node
+
+
+def test_target_nodes_finds_nested_nodes():
+    plain = {"a": {"_target_": "x", "b": [{"_target_": "y"}]}}
+    assert [key for key, _ in target_nodes(plain)] == ["a", "a.b[0]"]

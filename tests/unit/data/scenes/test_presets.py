@@ -1,0 +1,31 @@
+import pytest
+
+from crossvit.data.scenes.presets import DEFAULT_SIZES, SMOKE_SIZES, find_preset, resolve_sizes
+from crossvit.errors import UserError
+
+
+def test_sizes_are_the_defaults_with_some_replaced():
+    assert resolve_sizes(None) == DEFAULT_SIZES
+    assert resolve_sizes("smoke") == SMOKE_SIZES
+    assert resolve_sizes({"vsr_train": 8}) == {**DEFAULT_SIZES, "vsr_train": 8}
+    assert set(SMOKE_SIZES) == set(DEFAULT_SIZES)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"vsr_trian": 8}, "did you mean 'vsr_train'"),
+        ({"vsr_train": 6}, "multiple of 4"),
+        ({"coco_val": 0}, "at least 1"),
+        ({"coco_val": 1.5}, "whole number"),
+        ("smol", "'smoke'"),
+    ],
+)
+def test_wrong_sizes_are_named(sizes, message):
+    with pytest.raises(UserError, match=message):
+        resolve_sizes(sizes)
+
+
+def test_wrong_preset_is_named_with_a_suggestion():
+    with pytest.raises(UserError, match="did you mean 'medium'"):
+        find_preset("meduim")

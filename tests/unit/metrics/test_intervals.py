@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+
+from crossvit.metrics import bootstrap, estimate, wilson
+
+
+def test_wilson_against_published_values():
+    # Newcombe 1998, table I, method 3.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
+
+
+def test_wilson_ends_and_errors():
+    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == 1.0
+    assert wilson(0, 0) == (0.0, 1.0)
+    with pytest.raises(ValueError):
+        wilson(11, 10)
+    with pytest.raises(ValueError):
+        wilson(1, 10, confidence=95)
+
+
+def test_estimate_is_the_mean_with_its_wilson_interval():
+    values = torch.tensor([1.0, 0.0, 0.5, 1.0])
+    found = estimate(values)
+    assert found.value == 0.625 and found.queries == 4
+    assert (found.low, found.high) == wilson(2.5, 4)
+
+
+def test_repeats_of_one_query_do_not_narrow_the_interval():
+    values = (torch.rand(40, generator=torch.Generator().manual_seed(0)) < 0.7).float()
+    five = estimate(values.repeat_interleave(5), torch.arange(40).repeat_interleave(5))
+    assert (five.low, five.high) == pytest.approx((estimate(values).low, estimate(values).high), abs=0.01)
+    independent = estimate(values.repeat_interleave(5))
+    assert independent.high - independent.low < 0.6 * (five.high - five.low)
+
+
+def test_clusters_of_one_change_nothing_and_certainty_counts_clusters():
+    values = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    assert estimate(values, torch.arange(4)) == estimate(values)
+    sure = estimate(torch.ones(10), torch.arange(10) // 5)
+    assert (sure.low, sure.high) == wilson(2, 2)
+    one = estimate(torch.tensor([1.0, 0.0]), torch.zeros(2, dtype=torch.int64))
+    assert 0 <= one.low < 0.5 < one.high <= 1
+
+
+def test_estimate_without_queries():
+    found = estimate(torch.zeros(0))
+    assert math.isnan(found.value) and found.queries == 0
+
+
+def test_bootstrap_covers_like_the_normal_interval_and_repeats():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)) + 1
+    low, high = bootstrap(values, seed=3)
+    half = 1.96 * values.std().item() / 20
+    assert (low, high) == pytest.approx((values.mean().item() - half, values.mean().item() + half), abs=0.15 * half)
+    assert bootstrap(values, seed=3) == (low, high) != bootstrap(values, seed=4)
+
+
+def test_bootstrap_draws_whole_clusters():
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    low, high = bootstrap(values.repeat_interleave(4), torch.arange(50).repeat_interleave(4))
+    assert (low, high) == pytest.approx(bootstrap(values), abs=1e-6)

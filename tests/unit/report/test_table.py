@@ -1,0 +1,206 @@
+"""What a reader sees of the cells, and that nothing is lost on the way to the files and back."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from crossvit.errors import UserError
+from crossvit.report.cells import KEYS, Cell, percent
+from crossvit.report.table import Table
+
+
+def matching(dataset, backbone, stage, first, fifth, seed=0, row=None):
+    low = {"Acc@1": (first, 1 / 128), "Acc@5": (fifth, 5 / 128)}
+    return [
+        Cell(
+            row or dataset, dataset, backbone, stage, "vqcmi", direction, metric,
+            value, value - 0.031, value + 0.028, 128, chance, 500, seed,
+        )
+        for direction in ("image->text", "text->image")
+        for metric, (value, chance) in low.items()
+    ]  # fmt: skip
+
+
+CHAIN = [
+    *matching("COCO", "ConvStem", "coco", 0.363, 0.573),
+    *matching("VLR", "CrossViT", "vlr", 0.752, 0.922),
+    Cell(
+        "ImageNet",
+        "ImageNet",
+        "ConvStem",
+        "imagenet",
+        "classification",
+        None,
+        "Acc@1",
+        0.768,
+        0.74,
+        0.8,
+        24,
+        1 / 24,
+        600,
+        0,
+    ),
+    Cell("VLR", "VLR", "CrossViT", "vlr", "vlr", None, "Acc@1", 0.94, 0.92, 0.96, 2, 0.5, 800, 0),
+    Cell("VLR", "VLR", "CrossViT", "vlr", "twins", None, "swap_att", 0.9, 0.8, 0.95, 2, 0.5, 80, 0),
+    Cell("VLR", "VLR", "CrossViT", "vlr", "twins", None, "replace_rel", 0.9, 0.8, 0.95, 2, 0.5, 80, 0),
+]
+
+
+def printed(table, width):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(table.to_rich())
+    return console.file.getvalue()
+
+
+def markdown_rows(table):
+    lines = table.to_markdown().split("\n\n")[0].splitlines()
+    return [[field.strip() for field in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_keys_are_those_of_the_contract():
+    assert KEYS == (
+        "row", "dataset", "backbone", "stage", "task", "direction", "metric", "value", "low", "high", "candidates", "chance",
+        "queries", "seed",
+    )  # fmt: skip
+
+
+def test_markdown_has_the_shape_of_the_source():
+    header, rule, *rows = markdown_rows(Table(CHAIN))
+    assert header == [
+        "Dataset", "Backbone", "VQCMI: natural-image matching", "MIMIC-III: medical (MIMIC-CXR layout)", "Classification",
+        "VLR true/false", "Twins",
+    ]  # fmt: skip
+    assert set(rule) == {"---"} and len(rule) == len(header)
+    assert [row[:2] for row in rows] == [["ImageNet", "ConvStem"], ["COCO", "ConvStem"], ["VLR", "CrossViT"]]
+    assert rows[2][2] == (
+        "image->text Acc@1: 75.2 [72.1, 78.0] Acc@5: 92.2 [89.1, 95.0] (N=128, chance 0.8/3.9)<br>"
+        "text->image Acc@1: 75.2 [72.1, 78.0] Acc@5: 92.2 [89.1, 95.0] (N=128, chance 0.8/3.9)"
+    )
+    assert rows[2][5] == "Acc@1: 94.0 [92.0, 96.0] (N=2, chance 50.0)"
+    assert rows[0][2] == "not measured yet"
+    assert rows[0][3] == "not measured yet (medical data is not part of this run)"
+
+
+def test_text_cannot_break_the_markdown():
+    cell = replace(CHAIN[0], dataset="a|b\n<c>", task="x[bold]")
+    assert "x[bold]" in printed(Table([cell]), 80) and "x[bold]" in printed(Table([cell]), 400)
+    header, _, row = Table([cell]).to_markdown().splitlines()[:3]
+    assert row.startswith("| a\\|b &lt;c> | ConvStem |")
+    assert row.replace("\\|", "").count("|") == header.count("|")
+
+
+def test_missing_entries_say_why():
+    table = Table(CHAIN, missing={("ImageNet", "vqcmi"): "no text at this stage", "vlr": "comes last"})
+    _, _, imagenet, coco, _ = markdown_rows(table)
+    assert imagenet[2] == "no text at this stage" and imagenet[5] == coco[5] == "comes last"
+
+
+def test_seeds_of_a_row_are_merged():
+    cells = [
+        cell
+        for seed, shift in enumerate((0.0, 0.01, 0.02))
+        for cell in matching("COCO", "R", "coco", 0.3 + shift, 0.5, seed)
+    ]
+    row = markdown_rows(Table(cells))[2]
+    assert row[2].split("<br>")[0] == "image->text Acc@1: 31.0 ± 1.0 Acc@5: 50.0 ± 0.0 (3 seeds, N=128, chance 0.8/3.9)"
+
+
+def test_a_seed_measured_again_counts_once():
+    again = [*matching("COCO", "R", "coco", 0.3, 0.5), *matching("COCO", "R", "coco", 0.4, 0.5)]
+    assert "Acc@1: 40.0 [36.9, 42.8]" in markdown_rows(Table(again))[2][2]
+
+
+def test_other_candidates_are_another_measurement():
+    cells = [*CHAIN[:1], replace(CHAIN[0], candidates=1000, chance=0.0001, value=0.1, low=None, high=None)]
+    assert markdown_rows(Table(cells))[2][2] == (
+        "image->text Acc@1: 36.3 [33.2, 39.1] (N=128, chance 0.8)<br>image->text Acc@1: 10.0 (N=1000, chance 0.01)"
+    )
+
+
+def test_rows_that_look_alike_are_named():
+    cells = [
+        *matching("VLR", "CrossViT", "vlr", 0.7, 0.9, row="base"),
+        *matching("VLR", "CrossViT", "vlr", 0.8, 0.9, row="full"),
+    ]
+    header, _, first, second = markdown_rows(Table(cells))
+    assert header[:3] == ["Row", "Dataset", "Backbone"] and (first[0], second[0]) == ("base", "full")
+
+
+def test_narrow_terminals_are_legible():
+    text = printed(Table(CHAIN), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert any(line.split() == ["VLR", "CrossViT"] for line in text.splitlines())
+    for piece in (
+        "text->image (N=128, chance 0.8/3.9)",
+        "Acc@1: 75.2 [72.1, 78.0] Acc@5: 92.2 [89.1, 95.0]",
+        "replace_rel: 90.0 [80.0, 95.0]",
+        "not measured yet",
+    ):
+        assert any(piece in line for line in text.splitlines()), piece
+    assert "…" not in text
+    assert max(map(len, printed(Table(CHAIN), 40).splitlines())) <= 40
+
+
+def test_wide_terminals_show_the_tasks_side_by_side():
+    text = printed(Table(CHAIN), 320)
+    heading = next(line for line in text.splitlines() if "VQCMI" in line)
+    assert "MIMIC-III" in heading and "VLR true/false" in heading and "…" not in text
+
+
+def test_files_hold_every_cell(tmp_path):
+    table = Table([*CHAIN, replace(CHAIN[0], metric="AUROC", value=float("nan"), low=float("inf"))])
+    table.write(tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["table.csv", "table.json", "table.md"]
+    content = json.loads((tmp_path / "new/table.json").read_text(), parse_constant=pytest.fail)
+    assert [list(entry) for entry in content] == [list(KEYS)] * len(table.cells)
+    assert content[-1]["value"] is None and content[-1]["low"] is None
+    assert Table.read(tmp_path / "new").cells == table.cells == Table.read(tmp_path / "new/table.json").cells
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "new/table.csv").read_text())))
+    assert lines[0]["value"] == "0.363" and lines[-1]["value"] == "" and list(lines[0]) == list(KEYS)
+    assert "AUROC: n/a" in (tmp_path / "new/table.md").read_text()
+
+
+def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
+    Table(CHAIN).write(tmp_path)
+    before = (tmp_path / "table.json").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        Table(CHAIN[:1]).to_json(tmp_path / "table.json")
+    assert (tmp_path / "table.json").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such table"),
+        ("[{", "is not json"),
+        ("{}", "must hold a list"),
+        ('[{"row": "x"}]', "cell 0 must have exactly the keys row, dataset"),
+    ],
+)
+def test_a_bad_table_file_is_named(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "table.json").write_text(content)
+    with pytest.raises(UserError, match=words) as error:
+        Table.read(tmp_path / "table.json")
+    assert "table.json" in str(error.value) and len(str(error.value).splitlines()) <= 2
+
+
+def test_percent():
+    assert [percent(value) for value in (0.752, 1.0, 0.0, 0.0002, 0.0078125, None)] == [
+        "75.2",
+        "100.0",
+        "0.0",
+        "0.02",
+        "0.8",
+        "n/a",
+    ]
+
+
+def test_an_empty_table_prints():
+    assert "Task" in printed(Table([]), 80) and len(markdown_rows(Table([]))) == 2

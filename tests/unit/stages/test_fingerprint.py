@@ -1,0 +1,147 @@
+"""What changes a stage's fingerprint and what does not."""
+
+import json
+
+import pytest
+
+from crossvit.config import chain_configs
+from crossvit.stages import fingerprint as module
+from crossvit.stages.fingerprint import fingerprint, what_matters
+
+MANIFEST = {"train": 10, "sha256": "ab"}
+
+
+def mark(*overrides: str, stage: str = "vlr", parent: str | None = "0" * 16, manifest: dict = MANIFEST) -> str:
+    cfg = chain_configs([f"stage={stage}", "stage.parent=null", *overrides])[-1].cfg
+    return fingerprint(cfg, parent, manifest)
+
+
+@pytest.fixture(scope="module")
+def base() -> str:
+    return mark()
+
+
+def test_is_16_hex_digits_and_stable(base):
+    assert len(base) == 16
+    assert int(base, 16) >= 0
+    assert base == mark()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=1"],
+        ["model.width=32"],
+        ["model.embed_dim=32"],
+        ["patch_encoder=resnet18"],
+        ["fusion=late"],
+        ["fusion.dropout=0.1"],
+        ["text_encoder.pooling=mean"],
+        ["tokenizer.context_length=16"],
+        ["data.batch_size=32"],
+        ["data.flip=true"],
+        ["data=scenes_coco"],
+        ["objective.itm.weight=0.5"],
+        ["objective.itm.hard_negatives=false"],
+        ["optimizer.lr=0.1"],
+        ["optimizer.algorithm.eps=1e-8"],
+        ["optimizer.lr_scale={fusion: 5.0}"],
+        ["optimizer=sgd"],
+        ["scheduler=constant"],
+        ["scheduler.floor=0.1"],
+        ["trainer.max_epochs=17"],
+        ["trainer.max_steps=17"],
+        ["trainer.precision=bf16-mixed"],
+        ["trainer.accumulate_grad_batches=2"],
+        ["trainer.gradient_clip_val=null"],
+        ["trainer.limit_train_batches=2"],
+        ["trainer.limit_train_batches=1"],
+        ["callbacks=early_stopping"],
+        ["stage.mode=min"],
+    ],
+    ids=lambda o: " ".join(o),
+)
+def test_changes_with_what_changes_the_result(base, overrides):
+    assert mark(*overrides) != base
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["paths.scenes=/elsewhere"],
+        ["paths.runs=/elsewhere"],
+        ["run_name=mine"],
+        ["logger=none"],
+        ["callbacks=quiet"],
+        ["callbacks.checkpoint.save_top_k=3"],
+        ["data.num_workers=7"],
+        ["data.eval_batch_size=7"],
+        ["data.max_bad_fraction=0.5"],
+        ["data.cache=false"],
+        ["trainer=ddp_sim"],
+        ["trainer.devices=4"],
+        ["trainer.log_every_n_steps=1"],
+        ["trainer.enable_progress_bar=false"],
+        ["model.name=other"],
+        ["chain.coco=['optimizer.lr=1']"],
+        ["objective.relation.weight=0"],
+        ["optimizer.algorithm.fused=false"],
+        ["stage.gate=0.5"],
+    ],
+    ids=lambda o: " ".join(o),
+)
+def test_stays_with_what_does_not(base, overrides):
+    assert mark(*overrides) == base
+
+
+def test_the_parent_and_the_data_count(base):
+    assert mark(parent="1" * 16) != base
+    assert mark(parent=None) != base
+    assert mark(manifest={**MANIFEST, "train": 11}) != base
+    assert mark(manifest=dict(reversed(MANIFEST.items()))) == base
+
+
+def test_settings_of_a_term_that_is_not_computed_do_not_count():
+    off = ["objective=itc"]
+    assert mark(*off) == mark(*off, "objective.itm.hard_negatives=false")
+
+
+@pytest.mark.parametrize("overrides", [["fusion=late"], ["text_encoder.dropout=0.1"], ["model.embed_dim=32"]])
+def test_a_stage_on_images_is_shared_by_models_that_differ_elsewhere(overrides):
+    assert mark(*overrides, stage="imagenet") == mark(stage="imagenet")
+
+
+def test_a_stage_on_images_counts_its_own_parts():
+    assert mark("patch_encoder=resnet18", stage="imagenet") != mark(stage="imagenet")
+    assert mark("vision.dropout=0.1", stage="imagenet") == mark(stage="imagenet")
+    assert mark("vision.dropout=0.1", stage="imagenet_vit") != mark(stage="imagenet_vit")
+
+
+def test_a_weight_file_counts_by_content(tmp_path):
+    def with_file(path) -> str:
+        return mark("patch_encoder=resnet18", f"patch_encoder.backbone.checkpoint={path}")
+
+    first, copy, other = tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "c.pth"
+    first.write_bytes(b"weights")
+    copy.write_bytes(b"weights")
+    other.write_bytes(b"others")
+    assert with_file(first) == with_file(copy) != with_file(other)
+
+
+def test_a_folder_counts_by_its_files(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "weights").write_bytes(b"w")
+    assert module.hash_path(tmp_path / "a") == module.hash_path(tmp_path / "b")
+    (tmp_path / "b" / "deep" / "weights").rename(tmp_path / "b" / "deep" / "other")
+    assert module.hash_path(tmp_path / "a") != module.hash_path(tmp_path / "b")
+
+
+def test_a_new_code_version_trains_again(base, monkeypatch):
+    monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
+    assert mark() != base
+
+
+def test_no_place_on_this_machine_is_part_of_it(tmp_path):
+    cfg = chain_configs([f"paths.root={tmp_path}"])[-1].cfg
+    assert str(tmp_path) not in json.dumps(what_matters(cfg))

@@ -1,0 +1,289 @@
+"""The command line: start-up, exit codes, messages, sweeps."""
+
+import logging
+import os
+import resource
+import subprocess
+import sys
+import types
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import ReadonlyConfigError
+
+from crossvit import cli
+from crossvit.errors import UserError
+
+HEAVY = {"torch", "lightning", "numpy", "timm", "open_clip", "wandb", "torchmetrics", "pandas"}
+
+
+@pytest.fixture(autouse=True)
+def _logging_restored():
+    """Hydra sets up the root logger for each job."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """Stands in for `crossvit.commands.train`: records the configs it is called with and does what `train.act` says."""
+    module = types.ModuleType("crossvit.commands.train")
+    module.seen = []
+    module.act = lambda cfg: None
+
+    def run(cfg):
+        module.seen.append(cfg)
+        return module.act(cfg)
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "crossvit.commands.train", module)
+    return module
+
+
+@pytest.fixture
+def crossvit(tmp_path, capfd):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str, runs: bool = True) -> tuple[int, str, str]:
+        code = cli.main([*arguments, *([f"paths.runs={tmp_path}/runs"] if runs else [])])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["pipeline", "-h"], ["train", "--cfg", "job"], ["data", "make", "scenes", "--cfg", "job"]],
+    ids=" ".join,
+)
+def test_answers_fast_and_imports_nothing_heavy(arguments):
+    code = (
+        "import sys; from crossvit.cli import main; code = main(sys.argv[1:]); "
+        "print(*sorted(m for m in sys.modules if '.' not in m), file=sys.stderr); sys.exit(code)"
+    )
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        assert not HEAVY & set(done.stderr.split())
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if seconds[-1] <= 0.6:
+            break
+    assert min(seconds) <= 0.6  # CPU time: other work on the machine does not count
+
+
+class TestHelp:
+    def test_front_page_names_every_command(self, crossvit):
+        for arguments in ([], ["--help"]):
+            code, out, _ = crossvit(*arguments, runs=False)
+            assert code == 0
+            assert all(f"  {command} " in out for command in cli.COMMANDS)
+
+    def test_version(self, crossvit):
+        code, out, _ = crossvit("--version", runs=False)
+        assert code == 0
+        assert out.startswith("crossvit ")
+
+    @pytest.mark.parametrize("command", [c for c in cli.COMMANDS if c != "data"])
+    def test_command_page_lists_the_options_there_are(self, crossvit, command):
+        code, out, _ = crossvit(command, "--help", runs=False)
+        assert code == 0
+        assert "resnet18, resnet34, resnet50" in out
+        assert "trainer        auto, cpu, ddp, ddp_sim" in out
+        assert max(map(len, out.splitlines())) <= 120
+
+    def test_keys_it_names_exist(self, crossvit, train):
+        from crossvit.help import DATA_KEYS, TRAINING_KEYS
+
+        for command, keys in (("train", TRAINING_KEYS), ("data", DATA_KEYS)):
+            words = ["make", "scenes"] if command == "data" else []
+            code, _, err = crossvit(command, *words, *(key.strip("'") for key in keys), "--cfg", "job", runs=False)
+            assert code == 0, err
+
+    def test_examples_compose(self, crossvit):
+        import shlex
+
+        from crossvit.help import EXAMPLES
+
+        for line in (line for lines in EXAMPLES.values() for line in lines):
+            command, *arguments = shlex.split(line.partition("  ")[0])
+            assert command == "crossvit"
+            if "-m" in arguments or "--cfg" in arguments:
+                continue
+            code, _, err = crossvit(*arguments, "--cfg", "job", runs=False)
+            assert code == 0, err
+
+    def test_hydras_own_page(self, crossvit):
+        with pytest.raises(SystemExit) as left:
+            crossvit("train", "--hydra-help", runs=False)
+        assert left.value.code == 0
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["trian"], "no command 'trian'. Did you mean 'train'?"),
+            (["train", "optimizer.lrr=1"], "no key 'optimizer.lrr'. Did you mean 'optimizer.lr'?"),
+            (["train", "patch_encoder=resnet8"], "patch_encoder=resnet8: no such option. Did you mean 'resnet18'?"),
+            (["train", "scenes.preset=esay"], "scenes.preset=esay: not known. Did you mean 'easy'?"),
+            (["train", "+fusion.widht=3"], "Did you mean 'width'?"),
+            (["train", "-cn", "trian"], "no primary config 'trian'"),
+            (["train", "--run", "-m"], "Only one of"),
+            (["data"], "usage: crossvit data make scenes"),
+            (["data", "mkae", "scenes"], "usage: crossvit data make scenes"),
+        ],
+    )
+    def test_one_line_and_code_2(self, crossvit, train, arguments, message):
+        code, _, err = crossvit(*arguments)
+        assert code == 2
+        assert err.startswith("crossvit: error: ")
+        assert message in err
+        assert err.count("\n") == 1
+        assert not train.seen
+
+    def test_a_bad_value_leaves_no_run_directory(self, crossvit, train, tmp_path):
+        assert crossvit("train", "seed=-1")[0] == 2
+        assert not list((tmp_path / "runs" / "train").iterdir())
+
+    def test_an_error_of_the_command(self, crossvit, train):
+        def act(cfg):
+            raise UserError("data.root=/nowhere: no such folder")
+
+        train.act = act
+        code, _, err = crossvit("train")
+        assert (code, err) == (2, "crossvit: error: data.root=/nowhere: no such folder\n")
+
+    def test_an_error_behind_instantiate(self, crossvit, train):
+        def act(cfg):
+            try:
+                raise UserError("no such file")
+            except UserError as error:
+                raise RuntimeError("Error in call to target") from error
+
+        train.act = act
+        assert crossvit("train")[::2] == (2, "crossvit: error: no such file\n")
+
+    def test_an_error_of_a_spawned_process(self, crossvit, train):
+        class ProcessRaisedException(Exception):
+            pass
+
+        def act(cfg):
+            raise ProcessRaisedException(
+                '\n\n-- Process 1 terminated:\nTraceback\n  File "x"\ncrossvit.errors.UserError: data.batch_size=3: odd\n'
+            )
+
+        train.act = act
+        assert crossvit("train")[::2] == (2, "crossvit: error: data.batch_size=3: odd\n")
+
+    def test_a_bug_shows_where_and_gives_code_1(self, crossvit, train):
+        def act(cfg):
+            return 1 / 0
+
+        train.act = act
+        code, _, err = crossvit("train")
+        assert code == 1
+        assert err.count("ZeroDivisionError: division by zero") == 1
+        assert "in act" in err
+
+    @pytest.mark.parametrize("lightning", [False, True], ids=["plain", "turned into an exit"])
+    def test_ctrl_c(self, crossvit, train, lightning):
+        def act(cfg):
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                if lightning:
+                    sys.exit(1)
+                raise
+
+        train.act = act
+        assert crossvit("train")[0] == 130
+
+
+class TestJob:
+    def test_the_command_gets_a_read_only_config_and_the_run_directory_holds_it(self, crossvit, train, tmp_path):
+        assert crossvit("train", "seed=3")[0] == 0
+        (cfg,) = train.seen
+        with pytest.raises(ReadonlyConfigError):
+            cfg.seed = 4
+        directory = tmp_path / "runs" / "train" / "vlr-conv_stem-seed3"
+        assert cfg.paths.run_dir == str(directory)
+        written = OmegaConf.load(directory / "config.yaml")
+        assert (written.seed, written.run_name, written.data.seed) == (3, "vlr-conv_stem-seed3", 3)
+        assert "${" not in (directory / "config.yaml").read_text()
+        assert OmegaConf.load(directory / "overrides.yaml") == ["seed=3", f"paths.runs={tmp_path}/runs"]
+
+    def test_the_working_directory_stays(self, crossvit, train):
+        train.act = lambda cfg: train.seen.append(os.getcwd())
+        crossvit("train")
+        assert train.seen[-1] == os.getcwd()
+
+    def test_chain_overrides_of_the_stage_itself_are_in(self, crossvit, train):
+        assert crossvit("train", "chain.vlr=['optimizer.lr=0.5']")[0] == 0
+        assert train.seen[0].optimizer.lr == 0.5
+
+    def test_every_stage_of_the_chain_is_checked_first(self, crossvit, train):
+        code, _, err = crossvit("train", "chain.imagenet=['optimizer.lr=-1']")
+        assert code == 2
+        assert "stage imagenet: optimizer.lr=-1" in err
+        assert not train.seen
+
+    def test_flags_may_stand_anywhere(self, crossvit, train):
+        code, out, _ = crossvit("train", "seed=3", "--cfg", "job", "model.width=8")
+        assert code == 0
+        assert "seed: 3" in out
+        assert not train.seen
+
+    def test_cfg_resolved(self, crossvit):
+        code, out, err = crossvit("train", "--cfg", "job", "--resolve")
+        assert code == 0, err
+        assert "run_name: vlr-conv_stem-seed0" in out
+
+    def test_a_directory_of_the_users_own(self, crossvit, train, tmp_path):
+        (tmp_path / "mine" / "experiment").mkdir(parents=True)
+        (tmp_path / "mine" / "experiment" / "small.yaml").write_text("# @package _global_\nmodel:\n  width: 8\n")
+        arguments = ["--config-dir", str(tmp_path / "mine")]
+        code, _, err = crossvit("train", "experiment=small", *arguments)
+        assert code == 0, err
+        assert train.seen[0].model.width == 8
+        assert "Did you mean 'small'?" in crossvit("train", "experiment=smal", *arguments)[2]
+        assert "Did you mean 'model.width'?" in crossvit("train", "model.widht=3", *arguments)[2]
+
+    def test_data_make_scenes(self, crossvit, monkeypatch):
+        module = types.ModuleType("crossvit.commands.data")
+        module.run = lambda cfg: seen.append(cfg)
+        seen = []
+        monkeypatch.setitem(sys.modules, "crossvit.commands.data", module)
+        assert crossvit("data", "make", "scenes", "scenes.preset=hard")[0] == 0
+        assert (seen[0].make, seen[0].scenes.preset) == ("scenes", "hard")
+        assert "Did you mean 'scenes'?" in crossvit("data", "make", "scnes")[2]
+
+
+class TestSweep:
+    def test_a_job_for_each_combination_in_its_own_directory(self, crossvit, train):
+        assert crossvit("train", "-m", "patch_encoder=resnet18,resnet34", "stage=imagenet,coco")[0] == 0
+        names = [cfg.paths.run_dir.rpartition("/")[2] for cfg in train.seen]
+        assert names == [f"{s}-{p}-seed0" for p in ("resnet18", "resnet34") for s in ("imagenet", "coco")]
+        assert [cfg.stage.name for cfg in train.seen] == ["imagenet", "coco"] * 2
+
+    def test_the_others_go_on_after_a_failure(self, crossvit, train):
+        def act(cfg):
+            if cfg.seed == 1:
+                raise UserError("seed 1 is unlucky")
+
+        train.act = act
+        code, _, err = crossvit("train", "-m", "seed=0,1,2")
+        assert code == 2
+        assert [cfg.seed for cfg in train.seen] == [0, 1, 2]
+        assert err.count("crossvit: error: seed 1 is unlucky") == 1
+
+    def test_a_misspelt_key_stops_it_before_the_first_job(self, crossvit, train):
+        code, _, err = crossvit("train", "-m", "seed=0,1", "optimizer.lrr=3")
+        assert code == 2
+        assert "Did you mean 'optimizer.lr'?" in err
+        assert not train.seen

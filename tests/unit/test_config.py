@@ -1,0 +1,332 @@
+"""Composing, naming, chaining and checking configs."""
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import ReadonlyConfigError
+
+from crossvit.config import chain_configs, check_signatures, compose, validate
+from crossvit.config.chain import is_stage_scoped
+from crossvit.config.explain import suggest
+from crossvit.config.targets import check_own_targets
+from crossvit.errors import UserError
+
+
+def error_of(*overrides: str, primary: str = "train") -> str:
+    """The message a user sees for these overrides: one line."""
+    with pytest.raises(UserError) as caught:
+        chain_configs(list(overrides), primary)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+class TestMisspelt:
+    @pytest.mark.parametrize(
+        ("override", "named", "meant"),
+        [
+            ("optimizer.lrr=1", "optimizer.lrr", "'optimizer.lr'"),
+            ("model.widht=32", "model.widht", "'model.width'"),
+            ("fusoin.width=32", "fusoin.width", "'fusion.width'"),
+            ("lr=1", "lr", "'optimizer.lr'"),
+            ("patch_encodr=resnet18", "patch_encodr", "'patch_encoder'"),
+            ("patch_encoder=resnet8", "patch_encoder=resnet8", "'resnet18'"),
+            ("stage=cocoo", "stage=cocoo", "'coco'"),
+            ("experiment=real_scrach", "experiment=real_scrach", "'real_scratch'"),
+            ("chain.cocco=[]", "chain.cocco", "'chain.coco'"),
+            ("trainer.max_epoch=3", "trainer.max_epoch", "'trainer.max_epochs'"),
+        ],
+    )
+    def test_names_the_key_and_suggests_the_right_one(self, override, named, meant):
+        message = error_of(override)
+        assert named in message
+        assert f"Did you mean {meant}?" in message
+
+    def test_a_far_off_option_lists_what_there_is(self):
+        assert "Choose one of: constant, cosine." in error_of("scheduler=zzz")
+
+    def test_a_value_that_cannot_be_read(self):
+        message = error_of("trainer.max_epochs=a=b")
+        assert "'trainer.max_epochs=a=b'" in message
+        assert "quote" in message
+
+    def test_a_group_set_to_null(self):
+        assert error_of("seed=1", "experiment=null").startswith("experiment=null:")
+
+    def test_an_unknown_primary(self):
+        with pytest.raises(UserError, match="no primary config 'trian'. Did you mean 'train'?"):
+            compose([], "trian")
+
+    def test_suggest_is_silent_where_nothing_is_known(self):
+        assert suggest("x", []) == ""
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "seed=-1",
+            "seed=1.5",
+            "scenes.preset=esay",
+            "optimizer.lr=0",
+            "optimizer.lr=fast",
+            "optimizer.weight_decay=-1",
+            "data.batch_size=0",
+            "data.batch_size=true",
+            "data.num_workers=-1",
+            "data.max_bad_fraction=1.5",
+            "trainer.precision=64",
+            "trainer.max_epochs=0",
+            "trainer.limit_train_batches=1.5",
+            "trainer.accumulate_grad_batches=0",
+            "trainer.gradient_clip_val=-1",
+            "stage.task=cross_model",
+            "stage.mode=maximum",
+            "model.width=63",
+            "objective.itc.weight=-1",
+            "scheduler.warmup=2",
+        ],
+    )
+    def test_a_bad_value_names_its_key(self, override):
+        assert override.partition("=")[0] in error_of(override)
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "seed=0",
+            "optimizer.lr=1e-5",
+            "optimizer.weight_decay=0",
+            "trainer.precision=32",
+            "trainer.precision=bf16-mixed",
+            "trainer.max_epochs=-1",
+            "trainer.limit_train_batches=1.0",
+            "trainer.limit_train_batches=3",
+            "trainer.gradient_clip_val=null",
+            "scheduler.warmup=0",
+        ],
+    )
+    def test_a_good_value_passes(self, override):
+        assert chain_configs([override, "stage.parent=null"])
+
+    def test_a_near_miss_is_suggested(self):
+        assert "Did you mean 'cross_modal'?" in error_of("stage.task=cross_model")
+
+    def test_every_weight_zero(self):
+        assert "every weight is 0" in error_of("objective.itc.weight=0", "objective.itm.weight=0")
+
+    def test_fused_optimizer_clipping_and_scaler_exclude_each_other(self):
+        assert "optimizer.algorithm.fused=false" in error_of("trainer.precision=16-mixed")
+        assert chain_configs(
+            ["trainer.precision=16-mixed", "optimizer.algorithm.fused=false", "stage.parent=null", "stage=coco"]
+        )
+
+    def test_a_key_without_a_value_is_named(self):
+        assert error_of("text_encoder=huggingface").startswith("text_encoder.folder: has no value yet")
+
+    def test_an_interpolation_to_nowhere_is_named(self):
+        assert "optimizer.lr" in error_of("optimizer.lr=${modle.width}")
+
+    def test_an_ancestors_error_names_its_stage(self):
+        assert error_of("chain.coco=['trainer.max_epochs=0']").startswith("stage coco: trainer.max_epochs=0")
+        assert error_of("trainer.max_epochs=0").startswith("trainer.max_epochs=0")
+
+
+class TestTargets:
+    @staticmethod
+    def check(target: str, **keywords) -> None:
+        check_own_targets({"node": {"_target_": target, "_partial_": True, **keywords}})
+
+    def test_a_wrong_keyword_under_partial(self):
+        self.check("crossvit.tasks.schedules.cosine", warmup=0.1)
+        with pytest.raises(UserError, match="node.warmpu: .* takes no 'warmpu'. Did you mean 'warmup'?"):
+            self.check("crossvit.tasks.schedules.cosine", warmpu=0.1)
+
+    def test_keywords_of_a_base_class(self):
+        self.check("crossvit.objectives.contrastive.ContrastiveLoss", weight=1)
+        with pytest.raises(UserError, match="weigth"):
+            self.check("crossvit.objectives.contrastive.ContrastiveLoss", weigth=1)
+
+    def test_keywords_that_go_on_to_a_base_class(self):
+        self.check("crossvit.tasks.patch_encoder.PatchEncoderTask", lr_scale={}, num_classes=3)
+        with pytest.raises(UserError, match="lr_scales"):
+            self.check("crossvit.tasks.patch_encoder.PatchEncoderTask", lr_scales={})
+
+    def test_a_class_method(self):
+        self.check("crossvit.models.text_encoder.TextEncoder.for_tokenizer", width=8, tokenizer=None)
+        with pytest.raises(UserError, match="widht"):
+            self.check("crossvit.models.text_encoder.TextEncoder.for_tokenizer", widht=8)
+        with pytest.raises(UserError, match="has no 'TextEncoder.for_tokeniser'"):
+            self.check("crossvit.models.text_encoder.TextEncoder.for_tokeniser")
+
+    def test_a_class_that_is_not_there(self):
+        with pytest.raises(UserError, match="Did you mean 'ContrastiveLoss'?"):
+            self.check("crossvit.objectives.contrastive.ContrastivLoss")
+        with pytest.raises(UserError, match="there is no module crossvit.objectivs"):
+            self.check("crossvit.objectivs.contrastive.ContrastiveLoss")
+
+    def test_nodes_inside_lists(self):
+        with pytest.raises(UserError, match=r"a\[1\].floo"):
+            check_own_targets({"a": [1, {"_target_": "crossvit.tasks.schedules.cosine", "floo": 0}]})
+
+    def test_foreign_targets(self):
+        node = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1.0}
+        check_signatures(OmegaConf.create({"optimizer": node}))
+        with pytest.raises(UserError, match="optimizer.amsgrd: torch.optim.AdamW takes no 'amsgrd'"):
+            check_signatures(OmegaConf.create({"optimizer": {**node, "amsgrd": True}}))
+        with pytest.raises(UserError, match="cannot be imported"):
+            check_signatures(OmegaConf.create({"optimizer": {"_target_": "torch.optim.AdamX"}}))
+
+    def test_own_class_on_a_foreign_base(self):
+        node = {"_target_": "crossvit.callbacks.checkpoint.StageCheckpoint", "save_top_k": 1}
+        check_signatures(OmegaConf.create({"checkpoint": node}))
+        with pytest.raises(UserError, match="Did you mean 'save_top_k'?"):
+            check_signatures(OmegaConf.create({"checkpoint": {**node, "save_tpk": 1}}))
+
+
+class TestRunName:
+    @staticmethod
+    def name(*overrides: str) -> str:
+        return compose(list(overrides)).run_name
+
+    def test_says_what_is_trained(self):
+        assert self.name() == "vlr-conv_stem-seed0"
+        assert self.name("stage=coco", "seed=3", "patch_encoder=resnet18") == "coco-resnet18-seed3"
+
+    def test_the_same_settings_give_the_same_name(self):
+        first = self.name("optimizer.lr=1e-4", "fusion=late")
+        assert first == self.name("fusion=late", "optimizer.lr=1e-4")
+        assert first == self.name("fusion=late", "optimizer.lr=1", "optimizer.lr=1e-4")
+        assert first != self.name("optimizer.lr=1e-5", "fusion=late")
+
+    def test_paths_and_loggers_leave_it(self):
+        assert self.name("paths.runs=/elsewhere", "logger=csv") == self.name()
+
+    def test_it_can_be_given(self):
+        cfg = compose(["run_name=mine", "paths.runs=out"])
+        assert cfg.paths.run_dir == "out/train/mine"
+
+
+class TestChain:
+    def test_root_first(self):
+        chain = chain_configs([])
+        assert [(link.option, link.name) for link in chain] == [(n, n) for n in ("imagenet", "coco", "vlr")]
+        assert [link.cfg.stage.task for link in chain] == ["patch_encoder", "cross_modal", "cross_modal"]
+
+    def test_real_data_has_options_of_its_own_and_the_same_names(self):
+        chain = chain_configs(["stage=real_vlr"])
+        assert [(link.option, link.name) for link in chain] == [
+            ("real_imagenet", "imagenet"),
+            ("real_coco", "coco"),
+            ("real_vlr", "vlr"),
+        ]
+
+    def test_another_parent(self):
+        chain = chain_configs(["stage=coco", "stage.parent=imagenet_vit"])
+        assert [link.option for link in chain] == ["imagenet", "imagenet_vit", "coco"]
+        assert [link.option for link in chain_configs(["stage.parent=null"])] == ["vlr"]
+
+    def test_overrides_of_one_stage_stay_with_the_stage_that_is_trained(self):
+        imagenet, coco, vlr = (
+            link.cfg
+            for link in chain_configs(
+                ["optimizer.lr=0.5", "data.batch_size=7", "trainer.max_epochs=3", "scheduler=constant", "objective=itm"]
+            )
+        )
+        plain = {link.name: link.cfg for link in chain_configs([])}
+        assert (vlr.optimizer.lr, vlr.data.batch_size, vlr.trainer.max_epochs) == (0.5, 7, 3)
+        assert imagenet == OmegaConf.merge(plain["imagenet"], {"run_name": vlr.run_name})
+        assert coco == OmegaConf.merge(plain["coco"], {"run_name": vlr.run_name})
+
+    def test_the_model_the_seed_and_the_device_hold_for_all(self):
+        overrides = ["patch_encoder=resnet34", "seed=5", "trainer=ddp_sim", "trainer.precision=bf16-mixed", "model.width=32"]
+        overrides += ["scenes.preset=hard", "data.num_workers=3", "debug=fast"]
+        for link in chain_configs(overrides):
+            cfg = link.cfg
+            assert cfg.patch_encoder.backbone.name == "resnet34"
+            assert (cfg.seed, cfg.model.width, cfg.scenes.preset, cfg.data.num_workers) == (5, 32, "hard", 3)
+            assert (cfg.trainer.strategy, cfg.trainer.devices, cfg.trainer.precision) == ("ddp_spawn", 2, "bf16-mixed")
+            assert cfg.trainer.limit_train_batches == 2
+
+    def test_chain_reaches_one_stage(self):
+        chain = {
+            link.name: link.cfg
+            for link in chain_configs(["chain.coco=['optimizer.lr=0.5','data.batch_size=9']", "optimizer.lr=0.25"])
+        }
+        assert chain["coco"].optimizer.lr == 0.5
+        assert chain["coco"].data.batch_size == 9
+        assert chain["vlr"].optimizer.lr == 0.25
+        assert chain["imagenet"].optimizer.lr not in (0.5, 0.25)
+
+    def test_chain_wins_over_the_same_key_given_without_it(self):
+        chain = chain_configs(["chain.vlr=['objective=itm','optimizer.lr=2']", "objective=itc", "optimizer.lr=1"])
+        assert chain[-1].cfg.objective.itm.weight == 1
+        assert chain[-1].cfg.optimizer.lr == 2
+
+    def test_chain_takes_a_mapping(self):
+        chain = chain_configs(["chain.coco={optimizer.lr:0.5}"])
+        assert chain[1].cfg.optimizer.lr == 0.5
+
+    def test_chain_refuses_anything_else(self):
+        assert "give a list of overrides" in error_of("chain.coco=3")
+        assert error_of("chain.coco=['optimizer.lrr=3']").startswith("chain.coco: no key 'optimizer.lrr'")
+
+    def test_all_stages_share_the_run_directory(self):
+        directories = {link.cfg.paths.run_dir for link in chain_configs(["optimizer.lr=0.5", "chain.vlr=['data.batch_size=3']"])}
+        assert len(directories) == 1
+
+    def test_a_circle(self):
+        assert error_of("stage.parent=vlr") == "stage.parent: the chain returns to 'vlr' (vlr -> vlr)"
+
+    def test_an_unknown_parent(self):
+        assert "Did you mean 'coco'?" in error_of("stage.parent=coccoo")
+
+    def test_a_primary_without_a_stage(self):
+        with pytest.raises(UserError, match="no stage"):
+            chain_configs([], "data")
+
+    def test_configs_are_read_only(self):
+        for link in chain_configs([]):
+            with pytest.raises(ReadonlyConfigError):
+                link.cfg.seed = 3
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "stage=coco",
+            "stage.gate=0.5",
+            "data=coco",
+            "data.batch_size=3",
+            "+data.new=3",
+            "~callbacks.early_stopping",
+            "objective.itc.weight=2",
+            "optimizer.algorithm.eps=1e-8",
+            "scheduler=constant",
+            "trainer.max_steps=3",
+            "++trainer.limit_train_batches=2",
+        ],
+    )
+    def test_scoped_to_a_stage(self, override):
+        assert is_stage_scoped(override)
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "model=tiny",
+            "patch_encoder=resnet18",
+            "seed=1",
+            "paths.data=x",
+            "trainer=cpu",
+            "trainer.precision=32",
+            "trainer.devices=2",
+            "logger=csv",
+            "data.num_workers=3",
+            "scenes.preset=easy",
+            "debug=fast",
+            "experiment=demo",
+        ],
+    )
+    def test_shared_by_all_stages(self, override):
+        assert not is_stage_scoped(override)
+
+
+def test_validate_accepts_a_config_without_a_chain():
+    validate(compose(["scenes.preset=hard"], "data"))

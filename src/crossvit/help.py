@@ -17,6 +17,14 @@ TRAINING_KEYS = {
     "paths.store=DIR": "where finished stages are kept",
     "run_name=NAME": "name of the run directory below paths.runs",
 }
+EVALUATION_KEYS = {
+    "run=DIR": "a run of train or pipeline, or a stored stage",
+    "suite=scenes": "what is measured",
+    "data.num_workers=4": "processes that read samples",
+    "scenes.preset=easy": "difficulty of the embedded corpus: easy, medium, hard",
+    "paths.data=DIR": "where the data lie",
+    "run_name=NAME": "name of the directory below paths.runs for the table",
+}
 DATA_KEYS = {
     "scenes.preset=easy": "easy, medium or hard",
     "scenes.seed=0": "the same arguments give the same bytes",
@@ -36,7 +44,7 @@ EXAMPLES = {
         "crossvit pipeline scenes.preset=medium seed=1",
         "crossvit pipeline experiment=real_scratch paths.imagenet=DIR paths.coco=DIR paths.vlr=DIR",
     ),
-    "evaluate": ("crossvit evaluate                                test the chain this config stands for",),
+    "evaluate": ("crossvit evaluate run=runs/demo                  test every stage of a run again",),
     "data": ("crossvit data make scenes scenes.preset=easy",),
 }
 
@@ -63,7 +71,7 @@ def command_page(command: str, summary: str) -> str:
             lines += textwrap.wrap(text, 116, initial_indent=f"  {group:14} ", subsequent_indent=" " * 17)
         lines += [""]
     lines += ["Keys used most:"]
-    keys = DATA_KEYS if command == "data" else TRAINING_KEYS
+    keys = {"data": DATA_KEYS, "evaluate": EVALUATION_KEYS}.get(command, TRAINING_KEYS)
     lines += [f"  {key:38} {meaning}" for key, meaning in keys.items()]
     lines += ["", "Examples:", *(f"  {example}" for example in EXAMPLES[command]), ""]
     lines += ["All keys: --cfg job. Sweep: -m with comma-separated values. Hydra's own flags: --hydra-help."]

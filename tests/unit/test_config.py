@@ -1,6 +1,9 @@
 """Composing, naming, chaining and checking configs."""
 
+import copy
+
 import pytest
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
@@ -60,6 +63,19 @@ class TestMisspelt:
         assert suggest("x", []) == ""
 
 
+@pytest.fixture(scope="module")
+def vlr():
+    return compose()
+
+
+def with_value(cfg, override: str):
+    """A copy of a composed config with one value replaced: quicker than composing again."""
+    key, _, value = override.partition("=")
+    changed = copy.deepcopy(cfg)
+    OmegaConf.update(changed, key, yaml.safe_load(value))
+    return changed
+
+
 class TestValues:
     @pytest.mark.parametrize(
         "override",
@@ -71,7 +87,7 @@ class TestValues:
             "optimizer.lr=fast",
             "optimizer.weight_decay=-1",
             "data.batch_size=0",
-            "data.batch_size=true",
+            "optimizer.lr=true",
             "data.num_workers=-1",
             "data.max_bad_fraction=1.5",
             "trainer.precision=64",
@@ -86,8 +102,11 @@ class TestValues:
             "scheduler.warmup=2",
         ],
     )
-    def test_a_bad_value_names_its_key(self, override):
-        assert override.partition("=")[0] in error_of(override)
+    def test_a_bad_value_names_its_key(self, vlr, override):
+        with pytest.raises(UserError) as caught:
+            validate(with_value(vlr, override))
+        assert str(caught.value).startswith(override.partition("=")[0])
+        assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(
         "override",
@@ -104,8 +123,8 @@ class TestValues:
             "scheduler.warmup=0",
         ],
     )
-    def test_a_good_value_passes(self, override):
-        assert chain_configs([override, "stage.parent=null"])
+    def test_a_good_value_passes(self, vlr, override):
+        validate(with_value(vlr, override))
 
     def test_a_near_miss_is_suggested(self):
         assert "Did you mean 'cross_modal'?" in error_of("stage.task=cross_model")
@@ -115,15 +134,19 @@ class TestValues:
 
     def test_fused_optimizer_clipping_and_scaler_exclude_each_other(self):
         assert "optimizer.algorithm.fused=false" in error_of("trainer.precision=16-mixed")
-        assert chain_configs(
-            ["trainer.precision=16-mixed", "optimizer.algorithm.fused=false", "stage.parent=null", "stage=coco"]
-        )
+        assert chain_configs(["trainer.precision=16-mixed", "optimizer.algorithm.fused=false", "stage.parent=null"])
 
     def test_a_key_without_a_value_is_named(self):
         assert error_of("text_encoder=huggingface").startswith("text_encoder.folder: has no value yet")
 
     def test_an_interpolation_to_nowhere_is_named(self):
-        assert "optimizer.lr" in error_of("optimizer.lr=${modle.width}")
+        message = error_of("optimizer.lr=${modle.width}")
+        assert "optimizer" in message
+        assert "'modle.width' not found" in message
+
+    def test_an_interpolation_is_an_override_like_any_other(self):
+        for link in chain_configs(["seed=${scenes.seed}", "scenes.seed=4"]):
+            assert link.cfg.seed == 4
 
     def test_an_ancestors_error_names_its_stage(self):
         assert error_of("chain.coco=['trainer.max_epochs=0']").startswith("stage coco: trainer.max_epochs=0")
@@ -237,7 +260,13 @@ class TestChain:
         assert coco == OmegaConf.merge(plain["coco"], {"run_name": vlr.run_name})
 
     def test_the_model_the_seed_and_the_device_hold_for_all(self):
-        overrides = ["patch_encoder=resnet34", "seed=5", "trainer=ddp_sim", "trainer.precision=bf16-mixed", "model.width=32"]
+        overrides = [
+            "patch_encoder=resnet34",
+            "seed=5",
+            "trainer=ddp_sim",
+            "trainer.precision=bf16-mixed",
+            "model.width=32",
+        ]
         overrides += ["scenes.preset=hard", "data.num_workers=3", "debug=fast"]
         for link in chain_configs(overrides):
             cfg = link.cfg
@@ -261,16 +290,14 @@ class TestChain:
         assert chain[-1].cfg.objective.itm.weight == 1
         assert chain[-1].cfg.optimizer.lr == 2
 
-    def test_chain_takes_a_mapping(self):
-        chain = chain_configs(["chain.coco={optimizer.lr:0.5}"])
-        assert chain[1].cfg.optimizer.lr == 0.5
-
     def test_chain_refuses_anything_else(self):
         assert "give a list of overrides" in error_of("chain.coco=3")
         assert error_of("chain.coco=['optimizer.lrr=3']").startswith("chain.coco: no key 'optimizer.lrr'")
 
     def test_all_stages_share_the_run_directory(self):
-        directories = {link.cfg.paths.run_dir for link in chain_configs(["optimizer.lr=0.5", "chain.vlr=['data.batch_size=3']"])}
+        directories = {
+            link.cfg.paths.run_dir for link in chain_configs(["optimizer.lr=0.5", "chain.vlr=['data.batch_size=3']"])
+        }
         assert len(directories) == 1
 
     def test_a_circle(self):

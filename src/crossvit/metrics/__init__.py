@@ -1,6 +1,8 @@
-"""Figures of merit on plain tensors: accuracy by expectation under ties, retrieval, verification, intervals, blind baselines.
+"""Figures of merit on plain tensors: accuracy by expectation under ties, retrieval, verification, intervals, blind
+baselines.
 
-Nothing here knows a model, a task or a dataset. Names are loaded on first use, so importing this package imports no torch.
+Nothing here knows a model, a task or a dataset. Names are loaded on first use, so importing this package imports no
+torch.
 """
 
 from importlib import import_module

@@ -1,7 +1,8 @@
 """Acc@k with ties counted by expectation.
 
-A model that gives every candidate the same score has learnt nothing, yet counting ties as right reports 100 % and counting them as wrong
-0 %. Here ties are broken uniformly at random and the exact expectation of that draw is reported, so the collapsed model scores k/N.
+A model that gives every candidate the same score has learnt nothing, yet counting ties as right reports 100 % and
+counting them as wrong 0 %. Here ties are broken uniformly at random and the exact expectation of that draw is reported,
+so the collapsed model scores k/N.
 """
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 def accuracy_at_k(scores: Tensor, positives: Tensor, k: int) -> Tensor:
     """Probability that at least one positive is among the k best candidates, ties being broken uniformly at random.
 
-    With s* the best score of a positive, g negatives above it, and t negatives and m positives equal to it, the value is 0 for k <= g and
+    With s* the best score of a positive, g negatives above it, and t negatives and m positives equal to it, the value
+    is 0 for k <= g and
     1 - C(t, k-g) / C(t+m, k-g) otherwise. NaN ranks below every number, -inf included.
 
     Args:
@@ -32,7 +34,8 @@ def accuracy_at_k(scores: Tensor, positives: Tensor, k: int) -> Tensor:
 def accuracy_at_k_bounds(scores: Tensor, positives: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The two ends that tie-breaking can reach: (pessimistic, optimistic), each (Q,) float32 of zeros and ones.
 
-    Pessimistic puts every tied negative above the positive, optimistic below. They bracket `accuracy_at_k`, and equal it without ties.
+    Pessimistic puts every tied negative above the positive, optimistic below. They bracket `accuracy_at_k`, and equal
+    it without ties.
     Same arguments and errors.
     """
     return hit_bounds(*rank_counts(scores, positives), k)
@@ -58,7 +61,8 @@ def chance_at_k(num_candidates: int | Tensor, num_positives: int | Tensor = 1, k
 
 
 def classification_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """`accuracy_at_k` where the candidates are K classes and `labels` (B,) names the right one. logits (B, K) -> (B,) float32.
+    """`accuracy_at_k` where the candidates are K classes and `labels` (B,) names the right one. logits (B, K) -> (B,)
+    float32.
 
     Raises:
         ValueError: a label lies outside [0, K), or the shapes do not fit.
@@ -89,7 +93,8 @@ def nan_last(scores: Tensor) -> tuple[Tensor, Tensor]:
 def rank_counts(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Place of the best positive, found by comparison and without sorting: (greater, tied, matched), each (Q,) int64.
 
-    `greater` negatives score above the best positive, `tied` negatives equal it, and `matched` positives equal it (0: no positive).
+    `greater` negatives score above the best positive, `tied` negatives equal it, and `matched` positives equal it (0:
+    no positive).
     """
     if scores.ndim != 2 or positives.shape != scores.shape:
         raise ValueError(

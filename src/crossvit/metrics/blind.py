@@ -1,7 +1,7 @@
 """What can be had without looking, or without reading: linear baselines that see one side only.
 
-On a balanced test both must stay at chance; what they score above it is the dataset's bias, not understanding. Both are multinomial
-logistic regressions fitted to the training split by L-BFGS from zero, so they have no seed.
+On a balanced test both must stay at chance; what they score above it is the dataset's bias, not understanding. Both are
+multinomial logistic regressions fitted to the training split by L-BFGS from zero, so they have no seed.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,8 @@ def text_only_logits(
     """Bag of words: logistic regression on how often each token occurs.
 
     Args:
-        train_tokens, test_tokens: (N, M) and (B, M') int64. train_mask, test_mask: bool of the same shapes, True where a token is real.
+        train_tokens, test_tokens: (N, M) and (B, M') int64. train_mask, test_mask: bool of the same shapes, True where
+            a token is real.
         train_labels: (N,) int64 from 0. Tokens never seen in training count for nothing.
         l2: weight of half the squared norm of the weights, beside the mean cross-entropy.
 

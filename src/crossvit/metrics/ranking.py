@@ -9,7 +9,7 @@ from crossvit.metrics.accuracy import nan_last, rank_counts
 from crossvit.metrics.pairs import BlockScore, PairScore
 from crossvit.metrics.result import RetrievalResult
 
-BLOCK = 2**20  # scores held at a time
+BLOCK = 2**22  # scores held at a time
 
 
 def query_chunks(

@@ -19,7 +19,9 @@ FP = "0123456789abcdef"
 def train(store: StageStore, value: float = 1.0, fp: str = FP):
     with store.claim(fp) as claim:
         assert claim.stored is None
-        return claim.commit({"w": torch.full((2, 3), value)}, "seed: 0\n", {"stage": "coco", "metrics": {"val/loss": 1.5}})
+        return claim.commit(
+            {"w": torch.full((2, 3), value)}, "seed: 0\n", {"stage": "coco", "metrics": {"val/loss": 1.5}}
+        )
 
 
 @pytest.fixture

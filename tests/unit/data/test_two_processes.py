@@ -1,0 +1,78 @@
+"""Order, resume and damage under two gloo processes, as Lightning starts them."""
+
+import json
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from crossvit.data.imagenet import ImageNetDataModule
+
+
+class Writer(lightning.LightningModule):
+    """Each rank appends what it sees to a file of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.directory = directory
+
+    def _write(self, kind, batch, batch_idx):
+        row = [kind, self.current_epoch, batch_idx, batch.index.tolist(), round(batch.image.sum().item(), 2)]
+        with open(self.directory / f"rank{self.global_rank}.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def training_step(self, batch, batch_idx):
+        self._write("train", batch, batch_idx)
+        return self.layer(batch.image.mean().view(1, 1)).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self._write("val", batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 1e-6)
+
+
+def fit(root, directory, devices=2, resume=None):
+    """Returns the rows of each rank."""
+    directory.mkdir()
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp_spawn" if devices > 1 else "auto",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=directory,
+        callbacks=[ModelCheckpoint(dirpath=directory, every_n_train_steps=3, save_top_k=-1, filename="{step}")],
+    )
+    data = ImageNetDataModule(root=root, image_size=8, batch_size=4, eval_batch_size=4, max_bad_fraction=0.2)
+    trainer.fit(Writer(directory), datamodule=data, ckpt_path=resume, weights_only=True)
+    files = [directory / f"rank{rank}.jsonl" for rank in range(devices)]
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
+def steps(rows, kind="train"):
+    return [row for row in rows if row[0] == kind]
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_sees_and_resume(imagenet_root, tmp_path):
+    (imagenet_root / "val/n001/n001_1.JPEG").write_bytes(b"")
+    (alone,) = fit(imagenet_root, tmp_path / "one", devices=1)
+    first, second = fit(imagenet_root, tmp_path / "two")
+    for one, a, b in zip(steps(alone), steps(first), steps(second), strict=True):
+        assert a[3] == one[3][0::2] and b[3] == one[3][1::2]
+        assert a[4] + b[4] == pytest.approx(one[4], abs=0.05)
+    seen = [i for rows in (first, second) for row in steps(rows, "val") if row[1] == 0 for i in row[3]]
+    assert sorted(seen) == [0, 2, 3, 4, 5]
+    assert len((tmp_path / "two/bad_samples.jsonl").read_text().splitlines()) == 1
+    checkpoint = str(tmp_path / "two/step=3.ckpt")
+    again = fit(imagenet_root, tmp_path / "resumed", resume=checkpoint)
+    assert [steps(rows) for rows in again] == [steps(first)[3:], steps(second)[3:]]
+    (other,) = fit(imagenet_root, tmp_path / "other", devices=1, resume=checkpoint)
+    assert steps(other) == steps(alone)[3:]

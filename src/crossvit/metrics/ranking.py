@@ -9,35 +9,33 @@ from crossvit.metrics.accuracy import nan_last, rank_counts
 from crossvit.metrics.pairs import BlockScore, PairScore
 from crossvit.metrics.result import RetrievalResult
 
-BLOCK = 2**22  # scores held at a time
+BLOCK = 2**20  # scores held at a time
 
 
-def query_chunks(
-    num_queries: int, num_candidates: int, part: tuple[int, int], size: int | None = None
-) -> Iterator[slice]:
-    """Slices over the queries of one part, `size` long or as long as `BLOCK` scores allow.
-
-    Parts (rank, world_size) are contiguous and differ by at most one query.
-    """
+def share(num_queries: int, part: tuple[int, int]) -> range:
+    """The queries of one part (rank, world_size): parts are contiguous and differ by at most one query."""
     rank, world_size = part
     if not 0 <= rank < world_size:
         raise ValueError(f"part must be (rank, world_size) with 0 <= rank < world_size, got {part}")
-    start, stop = num_queries * rank // world_size, num_queries * (rank + 1) // world_size
+    return range(num_queries * rank // world_size, num_queries * (rank + 1) // world_size)
+
+
+def query_chunks(queries: range, num_candidates: int, size: int | None = None) -> Iterator[slice]:
+    """Slices over the queries, `size` long or as long as `BLOCK` scores allow."""
     size = max(1, BLOCK // num_candidates) if size is None else size
-    for first in range(start, stop, size):
-        yield slice(first, min(first + size, stop))
+    for first in range(queries.start, queries.stop, size):
+        yield slice(first, min(first + size, queries.stop))
 
 
 def score_blocks(
     score: BlockScore,
-    num_queries: int,
+    queries: range,
     num_candidates: int,
-    part: tuple[int, int] = (0, 1),
     chunk: tuple[int | None, int | None] = (None, None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (query rows (q,), scores (q, num_candidates)); `score` is asked for blocks of at most `chunk` (queries, candidates)."""
     step = chunk[1] or num_candidates
-    for rows in query_chunks(num_queries, num_candidates, part, chunk[0]):
+    for rows in query_chunks(queries, num_candidates, chunk[0]):
         blocks = []
         for start in range(0, num_candidates, step):
             columns = slice(start, min(start + step, num_candidates))

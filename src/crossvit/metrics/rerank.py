@@ -13,7 +13,7 @@ from torch import Tensor
 from crossvit.metrics.accuracy import nan_last
 from crossvit.metrics.intervals import Estimate, estimate
 from crossvit.metrics.pairs import BlockScore, ImageTextPairs, PairScore, Side
-from crossvit.metrics.ranking import count_block, score_blocks, score_pairs
+from crossvit.metrics.ranking import count_block, score_blocks, score_pairs, share
 from crossvit.metrics.result import RetrievalResult
 
 
@@ -54,10 +54,11 @@ def reranked_retrieval(
         raise ValueError(f"top must be at least 1, got {top}")
 
     def reranked(side: Side) -> RerankedResult:
-        blocks = score_blocks(side.block(first), len(side.cluster), side.num_candidates, part)
-        return RerankedResult.concatenate(
-            [_rerank_block(scores, side, rows, side.pair(fused), top, batch_size) for rows, scores in blocks]
-        )
+        queries = share(len(side.cluster), part)
+        blocks = score_blocks(side.block(first), queries, side.num_candidates)
+        score = side.pair(fused)
+        found = (_rerank_block(scores, side, rows, score, top, batch_size) for rows, scores in blocks)
+        return RerankedResult.concatenate(found, len(queries))
 
     return {direction: reranked(side) for direction, side in pairs.sides.items()}
 

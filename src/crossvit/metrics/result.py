@@ -1,5 +1,6 @@
 """What a retrieval run found: for each query the place of its best positive, from which Acc@k follows for any k."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -80,9 +81,20 @@ class RetrievalResult:
         return type(self)(**{name: rows[name] for name in names}) if rows else self
 
     @classmethod
-    def concatenate(cls, parts: list[Self]) -> Self:
-        """Results of consecutive queries as one; of no queries where a rank's share is empty."""
-        none = [] if parts else [torch.zeros(0, dtype=torch.int64)]
-        return cls(
-            **{field.name: torch.cat([getattr(part, field.name) for part in parts] or none) for field in fields(cls)}
-        )
+    def concatenate(cls, parts: Iterable[Self], size: int) -> Self:
+        """Results of consecutive queries, `size` in all, as one.
+
+        They are copied as they come: small tensors that stay behind between the large blocks of a long evaluation would fragment the
+        heap, which then grows by gigabytes.
+        """
+        names = [field.name for field in fields(cls)]
+        columns = {name: torch.zeros(size, dtype=torch.int64) for name in names}
+        start = 0
+        for part in parts:
+            if start == 0:
+                columns = {name: torch.empty(size, dtype=getattr(part, name).dtype) for name in names}
+            stop = start + len(part.query)
+            for name, column in columns.items():
+                column[start:stop] = getattr(part, name)
+            start = stop
+        return cls(**columns)

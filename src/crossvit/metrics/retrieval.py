@@ -10,7 +10,7 @@ from torch import Tensor
 from crossvit.metrics.exact_dot import ExactDot
 from crossvit.metrics.n_way import n_way
 from crossvit.metrics.pairs import BlockScore, ImageTextPairs, PairScore, Side
-from crossvit.metrics.ranking import count_block, query_chunks, score_blocks, score_pairs
+from crossvit.metrics.ranking import count_block, query_chunks, score_blocks, score_pairs, share
 from crossvit.metrics.result import RetrievalResult
 
 
@@ -47,10 +47,10 @@ def block_retrieval(
     """
 
     def ranked(side: Side) -> RetrievalResult:
-        blocks = score_blocks(side.block(score), len(side.cluster), side.num_candidates, part, chunk)
-        return RetrievalResult.concatenate(
-            [count_block(scores, side.positives_of(rows), rows, side.cluster) for rows, scores in blocks]
-        )
+        queries = share(len(side.cluster), part)
+        blocks = score_blocks(side.block(score), queries, side.num_candidates, chunk)
+        found = (count_block(scores, side.positives_of(rows), rows, side.cluster) for rows, scores in blocks)
+        return RetrievalResult.concatenate(found, len(queries))
 
     return {direction: ranked(side) for direction, side in pairs.sides.items()}
 
@@ -75,7 +75,7 @@ def n_way_retrieval(
         ValueError: ways < 2, or a query has fewer than `ways - 1` negatives.
     """
 
-    def ranked(side: Side, rows: Tensor) -> RetrievalResult:
+    def drawn(side: Side, rows: Tensor) -> RetrievalResult:
         candidates = n_way(side.positives_of(rows), rows, ways, seed)
         answerable = candidates[:, 0] >= 0
         queries = rows[answerable].repeat_interleave(ways)
@@ -86,12 +86,10 @@ def n_way_retrieval(
         positives[:, 0] = answerable
         return count_block(scores, positives, rows, side.cluster)
 
-    return {
-        direction: RetrievalResult.concatenate(
-            [
-                ranked(side, torch.arange(rows.start, rows.stop))
-                for rows in query_chunks(len(side.cluster), side.num_candidates, part)
-            ]
-        )
-        for direction, side in pairs.sides.items()
-    }
+    def ranked(side: Side) -> RetrievalResult:
+        queries = share(len(side.cluster), part)
+        chunks = query_chunks(queries, side.num_candidates)
+        found = (drawn(side, torch.arange(rows.start, rows.stop)) for rows in chunks)
+        return RetrievalResult.concatenate(found, len(queries))
+
+    return {direction: ranked(side) for direction, side in pairs.sides.items()}

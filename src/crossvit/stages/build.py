@@ -46,9 +46,16 @@ def build_tokenizer(cfg: DictConfig):
     return make(cfg.tokenizer)
 
 
-def build_data(node: DictConfig, tokenizer):
-    """A LightningDataModule; those that read captions are given the tokenizer."""
-    return make(node, tokenizer=tokenizer)
+def build_data(node: DictConfig, tokenizer, **replaced: Any):
+    """A LightningDataModule, the tokenizer given to those that read captions; `replaced` stands in for the node's own values."""
+    import inspect
+
+    from hydra.utils import get_class
+
+    require_trusted(node)
+    if takes_captions := "tokenizer" in inspect.signature(get_class(node["_target_"]).__init__).parameters:
+        replaced["tokenizer"] = tokenizer
+    return make(node, **replaced)
 
 
 def build_model(cfg: DictConfig):

@@ -44,7 +44,7 @@ def ensure(config: StageConfig, parent: StoredStage | None) -> ChainLink:
     from crossvit.stages.corpus import prepare_corpus
 
     cfg = config.cfg
-    prepare_corpus(cfg)
+    prepare_corpus(cfg, cfg.data)
     data = build_data(cfg.data, build_tokenizer(cfg))
     data.validate()
     manifest = data.manifest()
@@ -67,6 +67,7 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     import lightning as L
     import torch
 
+    from crossvit.loggers import close
     from crossvit.stages.build import build_task
     from crossvit.stages.training import build_trainer
 
@@ -76,13 +77,14 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     if parent is not None:
         hand_over(parent, task.network)
     trainer = build_trainer(cfg, claim.directory)
-    data.bad_samples_dir = claim.directory
     last = claim.directory / "checkpoints" / "last.ckpt"
     started = time.time()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except torch.OutOfMemoryError as error:
         raise UserError(f"stage {config.name}: out of device memory; lower data.batch_size ({error})") from None
+    finally:
+        close(trainer.loggers)
     if trainer.interrupted:
         raise KeyboardInterrupt
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -104,7 +106,7 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
             "seed": cfg.seed,
             "steps": trainer.global_step,
             "seconds": round(time.time() - started, 1),
-            "bad_samples": data.bad_count if hasattr(data, "bad_count") else 0,
+            "bad_samples": data.bad_samples.count,
         },
     )
 

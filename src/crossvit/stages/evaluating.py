@@ -18,21 +18,28 @@ from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
+DATASETS = {"imagenet": "ImageNet", "imagenet_vit": "ImageNet (ViT)", "coco": "COCO", "vlr": "VLR"}
+"""How the table calls what a stage was trained on last."""
 
-def evaluate_stage(stored: StoredStage, suite: DictConfig, paths: DictConfig) -> list[Cell]:
+
+def evaluate_stage(stored: StoredStage, suite: DictConfig, paths: DictConfig, scenes: DictConfig | None = None) -> list[Cell]:
     """The cells of one stage on every entry of a suite.
 
-    What was measured is kept beside the stage, under a hash of the entry and its data, so that asking again costs nothing.
+    The suite's interpolations (picture size, corpus) are those of the stage's own config, `paths` and the values of `scenes` that are set
+    come from the caller. What was measured is kept beside the stage, under a hash of the entry and its data, so that asking again costs nothing.
     """
-    cfg = OmegaConf.load(stored.path / "config.yaml")
+    cfg = OmegaConf.load(stored.config)
+    cfg.paths = OmegaConf.to_container(paths, resolve=True)
+    cfg.suite = OmegaConf.to_container(suite)
+    cfg.scenes.update({key: value for key, value in (scenes or {}).items() if value is not None})
     tokenizer = build_tokenizer(cfg)
     subject = None
     cells: list[Cell] = []
-    for name, entry in suite.items():
+    for name, entry in cfg.suite.items():
         if entry is None:
             continue
-        prepare_corpus(OmegaConf.create({"data": entry.data, "paths": paths, "scenes": cfg.get("scenes")}))
-        data = build_data(entry.data, tokenizer)
+        prepare_corpus(cfg, entry.data)
+        data = build_data(entry.data, tokenizer, train_split=None)
         data.validate()
         plain = OmegaConf.to_container(entry, resolve=True)
         plain["data"].pop("root", None)
@@ -77,14 +84,14 @@ def load_subject(stored: StoredStage, cfg: DictConfig) -> Subject:
 
 def to_cell(measurement: Measurement, entry: DictConfig, stored: StoredStage, cfg: DictConfig) -> Cell:
     """A measurement in its place in the table."""
-    estimate = measurement.estimate
+    estimate, stage = measurement.estimate, stored.provenance["stage"]
     return Cell(
-        row=stored.provenance["stage"],
-        dataset=entry.dataset,
+        row=DATASETS.get(stage, stage),
+        dataset=DATASETS.get(stage, stage),
         backbone=backbone_label(cfg),
-        stage=stored.provenance["stage"],
-        task=entry.column if measurement.task == entry.task else f"{entry.column}: {measurement.task}",
-        direction=measurement.direction,
+        stage=stage,
+        task=entry.columns[measurement.task],
+        direction=measurement.direction or None,
         metric=measurement.metric,
         value=estimate.value,
         low=estimate.low,

@@ -77,7 +77,7 @@ def test_parts_make_the_whole_and_misuse_is_named():
     parts = [
         reranked_retrieval(ExactDot(image, text), score, pairs, 4, part=(rank, 2))[IMAGE_TO_TEXT] for rank in range(2)
     ]
-    joined = type(whole).concatenate(parts)
+    joined = type(whole).concatenate(parts, 9)
     assert all(torch.equal(getattr(whole, name), getattr(joined, name)) for name in vars(whole))
     with pytest.raises(ValueError, match="top"):
         reranked_retrieval(ExactDot(image, text), score, pairs, 0)

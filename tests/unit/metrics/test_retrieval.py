@@ -151,7 +151,7 @@ def test_parts_of_the_queries_make_the_whole():
     whole = embedding_retrieval(image, text, pairs)
     shares = [embedding_retrieval(image, text, pairs, part=(rank, 5)) for rank in range(5)]
     for direction, result in whole.items():
-        assert same(type(result).concatenate([share[direction] for share in shares]), result)
+        assert same(type(result).concatenate((share[direction] for share in shares), len(result.query)), result)
     empty = embedding_retrieval(image, text, pairs, part=(0, 50))[IMAGE_TO_TEXT]
     assert len(empty.query) == 0 and empty.estimate(1).queries == 0
 

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from crossvit.errors import UserError
 
 
@@ -15,22 +13,15 @@ def load(path: str | Path, device: str = "cpu"):
     A run directory stands for the last stage of its chain. Nothing but tensors and plain data is read from the files, and the model is
     built from trusted targets only (`stages/build.py`). Raises UserError where the path is no such directory or its files are damaged.
     """
-    from crossvit.models.weights import read_state_dict, transfer
-    from crossvit.stages.build import build_data, build_model, build_tokenizer
+    from crossvit.data.transforms import Preprocess
+    from crossvit.stages.build import build_tokenizer
+    from crossvit.stages.restore import restore_model, stored_config
 
     directory = resolve_stage(Path(path))
-    cfg = OmegaConf.load(directory / "config.yaml")
-    provenance = json.loads((directory / "provenance.json").read_text())
-    tokenizer = build_tokenizer(cfg)
-    model = build_model(cfg)
-    kept = {
-        name: value
-        for name, value in read_state_dict(directory / "weights.safetensors").items()
-        if name.startswith(tuple(provenance["provides"]))
-    }
-    fresh = tuple(n for n in model.state_dict() if not n.startswith(tuple(provenance["provides"])))
-    transfer(model, kept, allow_missing=fresh)
-    return model.to(device).eval(), build_data(cfg.data, tokenizer).preprocess, tokenizer
+    cfg = stored_config(directory)
+    model, _ = restore_model(directory, cfg)
+    preprocess = Preprocess(cfg.data.image_size, cfg.data.fit, tuple(cfg.data.mean), tuple(cfg.data.std))
+    return model.to(device).eval(), preprocess, build_tokenizer(cfg)
 
 
 def resolve_stage(path: Path) -> Path:
@@ -43,4 +34,6 @@ def resolve_stage(path: Path) -> Path:
         if (last / "weights.safetensors").is_file():
             return last
         raise UserError(f"{chain} names {last}, which is not there any more: run the command that made it again")
-    raise UserError(f"{path}: neither a stage (weights.safetensors) nor a run (chain.json); give one of those directories")
+    raise UserError(
+        f"{path}: neither a stage (weights.safetensors) nor a run (chain.json); give one of those directories"
+    )

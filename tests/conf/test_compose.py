@@ -41,6 +41,12 @@ def primary_for(group: str) -> str:
 def overrides_for(group: str, option: str) -> list[str]:
     """A composition in which this option makes sense."""
     overrides = [f"{group}={option}"]
+    if group not in (
+        "stage",
+        "experiment",
+        "debug",
+    ):  # these reach every stage of the chain; for the rest one stage is enough
+        overrides.append("stage.parent=null")
     if (group, option) == ("objective", "classification"):
         overrides.append("stage=imagenet")
     if (group, option) == ("objective", "terms"):

@@ -45,10 +45,13 @@ def train(monkeypatch):
 
 @pytest.fixture
 def crossvit(tmp_path, capfd):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
+    """Runs the command line in this process: (exit code, stdout, stderr). Trains the first stage where no other is named."""
 
     def call(*arguments: str, runs: bool = True) -> tuple[int, str, str]:
-        code = cli.main([*arguments, *([f"paths.runs={tmp_path}/runs"] if runs else [])])
+        added = [f"paths.runs={tmp_path}/runs"] if runs else []
+        if runs and arguments[0] == "train" and not any("stage=" in a or "chain." in a for a in arguments):
+            added.append("stage=imagenet")
+        code = cli.main([*arguments, *added])
         return code, *capfd.readouterr()
 
     return call
@@ -218,12 +221,16 @@ class TestJob:
         (cfg,) = train.seen
         with pytest.raises(ReadonlyConfigError):
             cfg.seed = 4
-        directory = tmp_path / "runs" / "train" / "vlr-conv_stem-seed3"
+        directory = tmp_path / "runs" / "train" / "imagenet-conv_stem-seed3"
         assert cfg.paths.run_dir == str(directory)
         written = OmegaConf.load(directory / "config.yaml")
-        assert (written.seed, written.run_name, written.data.seed) == (3, "vlr-conv_stem-seed3", 3)
+        assert (written.seed, written.run_name, written.data.seed) == (3, "imagenet-conv_stem-seed3", 3)
         assert "${" not in (directory / "config.yaml").read_text()
-        assert OmegaConf.load(directory / "overrides.yaml") == ["seed=3", f"paths.runs={tmp_path}/runs"]
+        assert OmegaConf.load(directory / "overrides.yaml") == [
+            "seed=3",
+            f"paths.runs={tmp_path}/runs",
+            "stage=imagenet",
+        ]
 
     def test_the_working_directory_stays(self, crossvit, train):
         train.act = lambda cfg: train.seen.append(os.getcwd())
@@ -249,7 +256,7 @@ class TestJob:
     def test_cfg_resolved(self, crossvit):
         code, out, err = crossvit("train", "--cfg", "job", "--resolve")
         assert code == 0, err
-        assert "run_name: vlr-conv_stem-seed0" in out
+        assert "run_name: imagenet-conv_stem-seed0" in out
 
     def test_a_directory_of_the_users_own(self, crossvit, train, tmp_path):
         (tmp_path / "mine" / "experiment").mkdir(parents=True)

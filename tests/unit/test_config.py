@@ -1,9 +1,6 @@
 """Composing, naming, chaining and checking configs."""
 
-import copy
-
 import pytest
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
@@ -70,10 +67,7 @@ def vlr():
 
 def with_value(cfg, override: str):
     """A copy of a composed config with one value replaced: quicker than composing again."""
-    key, _, value = override.partition("=")
-    changed = copy.deepcopy(cfg)
-    OmegaConf.update(changed, key, yaml.safe_load(value))
-    return changed
+    return OmegaConf.merge(cfg, OmegaConf.from_dotlist([override]))
 
 
 class TestValues:

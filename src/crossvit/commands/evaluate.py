@@ -16,7 +16,7 @@ from crossvit.stages.store import StageStore, StoredStage
 def run(cfg: DictConfig) -> Table:
     """Evaluates every stage of `evaluate.run`, a run directory or one stage, and prints the table."""
     stages = stored_stages(Path(cfg.run))
-    cells = [cell for stored in stages for cell in evaluate_stage(stored, cfg.suite, cfg.paths)]
+    cells = [cell for stored in stages for cell in evaluate_stage(stored, cfg.suite, cfg.paths, cfg.scenes)]
     return present(cells, run_directory())
 
 
@@ -28,9 +28,13 @@ def stored_stages(path: Path) -> list[StoredStage]:
     elif (path / "provenance.json").is_file():
         places = [path.resolve()]
     else:
-        raise UserError(f"run={path}: give the directory of a `train` or `pipeline` run (chain.json), or of a stored stage")
+        raise UserError(
+            f"run={path}: give the directory of a `train` or `pipeline` run (chain.json), or of a stored stage"
+        )
     found = [StageStore(place.parent).get(place.name) for place in places]
     for place, stored in zip(places, found, strict=True):
         if stored is None:
-            raise UserError(f"run={path}: the stage {place} is missing or damaged; run the command that trained it again")
+            raise UserError(
+                f"run={path}: the stage {place} is missing or damaged; run the command that trained it again"
+            )
     return found

@@ -9,9 +9,10 @@ from crossvit.metrics import chance_at_k, classification_accuracy, estimate
 class Classification:
     """Image classification on a split of an ImageNet-style module. A stage without a classifier gives no measurement."""
 
-    def __init__(self, data, split: str = "val") -> None:
+    def __init__(self, data, split: str = "val", task: str = "classification") -> None:
         self.data = data
         self.split = split
+        self.task = task
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
@@ -24,7 +25,7 @@ class Classification:
         classes = logits.shape[1]
         return [
             Measurement(
-                task="classification",
+                task=self.task,
                 direction="image->class",
                 metric=f"Acc@{k}",
                 estimate=estimate(classification_accuracy(logits, label, k)),

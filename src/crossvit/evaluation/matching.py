@@ -12,12 +12,21 @@ class Matching:
     """Retrieval in both directions by the dual encoder, and by the fused scorer where the chain has trained it.
 
     candidates: N for N-way matching (distractors drawn once by `seed`), or None for all of the split.
-    rerank: the fused scorer re-orders the dual encoder's first K of all candidates; None: with `candidates` it scores all N.
+    rerank: K; among all candidates the fused scorer re-orders the dual encoder's first K, among N it scores all.
     """
 
-    def __init__(self, data, split: str = "val", candidates: int | None = None, rerank: int | None = 16, seed: int = 0):
+    def __init__(
+        self,
+        data,
+        split: str = "val",
+        task: str = "vqcmi",
+        candidates: int | None = None,
+        rerank: int = 16,
+        seed: int = 0,
+    ):
         self.data = data
         self.split = split
+        self.task = task
         self.candidates = candidates
         self.rerank = rerank
         self.seed = seed
@@ -26,9 +35,9 @@ class Matching:
     def __call__(self, subject: Subject) -> list[Measurement]:
         corpus = encode_corpus(subject, self.data, self.split)
         pairs = ImageTextPairs(corpus.image_id, corpus.text_image_id, corpus.text_id)
-        found = {"matching": self._dual(corpus, pairs)}
+        found = {self.task: self._dual(corpus, pairs)}
         if subject.scores_fused:
-            found["matching, fused"] = self._fused(subject, corpus, pairs)
+            found[f"{self.task}_fused"] = self._fused(subject, corpus, pairs)
         return [
             Measurement(task, direction, f"Acc@{k}", result.estimate(k), result.num_candidates, result.chance(k))
             for task, directions in found.items()

@@ -15,10 +15,10 @@ PAIRS_PER_CALL = 512
 
 
 class Measurement(NamedTuple):
-    """One figure on one test set; fractions, with the interval of `estimate`."""
+    """One figure on one test set, as a cell of the table has it; fractions, with the interval of `estimate`."""
 
     task: str
-    direction: str
+    direction: str | None
     metric: str
     estimate: Estimate
     candidates: int

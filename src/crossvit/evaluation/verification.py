@@ -5,7 +5,14 @@ from torch import Tensor
 
 from crossvit.data.batches import PairBatch
 from crossvit.evaluation.subject import Measurement, Subject
-from crossvit.metrics import consistency, downsample, estimate, image_only_logits, text_only_logits, verification_accuracy
+from crossvit.metrics import (
+    consistency,
+    downsample,
+    estimate,
+    image_only_logits,
+    text_only_logits,
+    verification_accuracy,
+)
 from crossvit.tasks.cross_modal import pair_logits
 
 
@@ -16,9 +23,10 @@ class Verification:
     baseline on the `train` split and report them. groups: also report consistency, the share of sentences right on all their pictures.
     """
 
-    def __init__(self, data, split: str = "test", blind: bool = False, groups: bool = False) -> None:
+    def __init__(self, data, split: str = "test", task: str = "vlr", blind: bool = False, groups: bool = False) -> None:
         self.data = data
         self.split = split
+        self.task = task
         self.blind = blind
         self.groups = groups
 
@@ -33,10 +41,10 @@ class Verification:
             ]
             logits, label, text_id = (torch.cat(column) for column in zip(*rows, strict=True))
             right = verification_accuracy(logits, label)
-            found.append(Measurement("true/false", "", "Acc@1", estimate(right), 2, 0.5))
+            found.append(Measurement(self.task, None, "Acc@1", estimate(right), 2, 0.5))
             if self.groups:
-                found.append(Measurement("true/false", "", "consistency", estimate(consistency(right, text_id)), 2, 0.5))
-        return found + (self._baselines() if self.blind else [])
+                found.append(Measurement(self.task, None, "consistency", estimate(consistency(right, text_id)), 2, 0.5))
+        return found + (self._baselines() if self.blind and found else [])
 
     def _baselines(self) -> list[Measurement]:
         with torch.inference_mode(False):
@@ -44,7 +52,7 @@ class Verification:
             text = text_only_logits(train[0], train[1], train[3], test[0], test[1])
             image = image_only_logits(train[2], train[3], test[2])
         return [
-            Measurement(f"blind, {side} only", "", "Acc@1", estimate(verification_accuracy(logits, test[3])), 2, 0.5)
+            Measurement(f"blind_{side}", None, "Acc@1", estimate(verification_accuracy(logits, test[3])), 2, 0.5)
             for side, logits in (("text", text), ("image", image))
         ]
 

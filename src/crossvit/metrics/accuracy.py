@@ -13,8 +13,7 @@ def accuracy_at_k(scores: Tensor, positives: Tensor, k: int) -> Tensor:
     """Probability that at least one positive is among the k best candidates, ties being broken uniformly at random.
 
     With s* the best score of a positive, g negatives above it, and t negatives and m positives equal to it, the value
-    is 0 for k <= g and
-    1 - C(t, k-g) / C(t+m, k-g) otherwise. NaN ranks below every number, -inf included.
+    is 0 for k <= g and 1 - C(t, k-g) / C(t+m, k-g) otherwise. NaN ranks below every number, -inf included.
 
     Args:
         scores: (Q, C), higher is better; any floating dtype, compared in at least float32.

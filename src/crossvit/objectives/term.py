@@ -40,7 +40,9 @@ class Term(nn.Module):
         raise NotImplementedError
 
 
-def known_pairs(image_id: Tensor, text_id: Tensor, batch_image_id: Tensor, batch_text_id: Tensor, counts: Tensor) -> Tensor:
+def known_pairs(
+    image_id: Tensor, text_id: Tensor, batch_image_id: Tensor, batch_text_id: Tensor, counts: Tensor
+) -> Tensor:
     """(i, t) bool: some pair k of the batch with `counts[k]` says something of image i and caption t.
 
     image_id (i,) and text_id (t,) are looked up among the batch's pairs (batch_image_id[k], batch_text_id[k]), all (B,). With `counts` =
@@ -74,7 +76,9 @@ class PairState:
     relation_logits: Callable[[Tensor], Tensor]  # (n, 2d) -> (n, K)
     two_image_logits: Callable[[Tensor, Tensor], Tensor]  # two (n, 2d) -> (n, 2)
     second_visual: Tensor | None = None  # (b, N, d), the second picture of a two-image statement
-    negatives: tuple[Tensor, Tensor, Tensor] | None = None  # tokens (b K, M', d_t), pooled, mask of generated false captions
+    negatives: tuple[Tensor, Tensor, Tensor] | None = (
+        None  # tokens (b K, M', d_t), pooled, mask of generated false captions
+    )
     negative_embedding: Tensor | None = None  # (b K, E), L2-normalised
     uniform: Callable[[int], Tensor] | None = None  # n -> (n,) numbers in [0, 1), the same on every rank
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass, fields
 HEADINGS = {
     "vqcmi": "VQCMI: natural-image matching",
     "mimic": "MIMIC-III: medical (MIMIC-CXR layout)",
+    "vqcmi_fused": "VQCMI, fused score",
     "classification": "Classification",
     "vlr": "VLR true/false",
     "vlr_compositional": "VLR true/false, held-out combinations",
     "nlvr2": "Two-image statements",
-    "twins": "Twins",
+    "twins": "Caption or twin",
+    "twins_fused": "Caption or twin, fused score",
+    "nlvr": "NLVR true/false",
     "blind_text": "Blind, text only",
     "blind_image": "Blind, image only",
 }

@@ -101,6 +101,7 @@ def plot_pairing(
         )
     weights = weights[: len(words), -cells:].reshape(-1, *grid)
     pixels = pixels.transpose(1, 2, 0) if pixels.shape[0] == 3 and pixels.shape[-1] != 3 else pixels
+    grey = pixels.mean(-1)
     columns = min(6, len(words) + 1)
     rows = math.ceil((len(words) + 1) / columns)
     figure = _figure(1.7 * columns + 0.7, 1.95 * rows)
@@ -111,7 +112,10 @@ def plot_pairing(
     axes[0].imshow(pixels, extent=extent)
     axes[0].set_title("image", fontsize=9, style="italic")
     for panel, word, weight in zip(axes[1:], words, weights, strict=False):
-        panel.imshow(pixels.mean(-1), extent=extent, cmap="gray")
+        # The image stays pale grey underneath: outlines to find one's way by, no shades to mistake for weights.
+        panel.imshow(
+            grey, extent=extent, cmap="gray", vmin=grey.min() - 2 * np.ptp(grey), vmax=grey.max() + np.ptp(grey)
+        )
         heat = panel.imshow(weight, extent=extent, cmap="inferno", alpha=0.7, vmin=0, vmax=weights.max() or 1)
         panel.set_title(word, fontsize=9)
     bar = figure.colorbar(heat, ax=list(axes), fraction=0.025, pad=0.02)

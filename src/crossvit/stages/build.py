@@ -35,7 +35,9 @@ def require_trusted(node: Any) -> None:
         if isinstance(item, dict):
             target = item.get("_target_")
             if target is not None and not str(target).startswith(TRUSTED):
-                raise UserError(f"_target_={target}: only {', '.join(t + '*' for t in TRUSTED)} may be built from a config")
+                raise UserError(
+                    f"_target_={target}: only {', '.join(t + '*' for t in TRUSTED)} may be built from a config"
+                )
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
@@ -53,7 +55,7 @@ def build_data(node: DictConfig, tokenizer, **replaced: Any):
     from hydra.utils import get_class
 
     require_trusted(node)
-    if takes_captions := "tokenizer" in inspect.signature(get_class(node["_target_"]).__init__).parameters:
+    if "tokenizer" in inspect.signature(get_class(node["_target_"]).__init__).parameters:
         replaced["tokenizer"] = tokenizer
     return make(node, **replaced)
 

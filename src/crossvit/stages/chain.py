@@ -130,5 +130,3 @@ def describe(links: list[ChainLink]) -> str:
         verb = f"trained in {link.stored.provenance['seconds']:.0f} s" if link.trained else "taken from the store"
         lines.append(f"{link.config.name:14} {link.stored.fingerprint}  {verb}  {figures}")
     return "\n".join(lines)
-
-

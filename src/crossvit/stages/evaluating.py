@@ -4,31 +4,33 @@ import hashlib
 import json
 import logging
 import os
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.evaluation.subject import Measurement, Subject
-from crossvit.models.weights import read_state_dict, transfer
 from crossvit.report.cells import Cell
-from crossvit.stages.build import build_data, build_model, build_tokenizer, make
+from crossvit.stages.build import build_data, build_task, build_tokenizer, make
 from crossvit.stages.corpus import prepare_corpus
+from crossvit.stages.restore import restore_model, stored_config
 from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
 DATASETS = {"imagenet": "ImageNet", "imagenet_vit": "ImageNet (ViT)", "coco": "COCO", "vlr": "VLR"}
-"""How the table calls what a stage was trained on last."""
+"""What the table calls the data a stage was trained on last."""
 
 
-def evaluate_stage(stored: StoredStage, suite: DictConfig, paths: DictConfig, scenes: DictConfig | None = None) -> list[Cell]:
+def evaluate_stage(
+    stored: StoredStage, suite: DictConfig, paths: DictConfig, scenes: DictConfig | None = None
+) -> list[Cell]:
     """The cells of one stage on every entry of a suite.
 
-    The suite's interpolations (picture size, corpus) are those of the stage's own config, `paths` and the values of `scenes` that are set
-    come from the caller. What was measured is kept beside the stage, under a hash of the entry and its data, so that asking again costs nothing.
+    The suite's interpolations (picture size, corpus) are those of the stage's own config; `paths`, and the values of `scenes` that are
+    set, come from the caller. What was measured is kept beside the stage, under a hash of the entry and its data, so that asking again
+    costs nothing.
     """
-    cfg = OmegaConf.load(stored.config)
+    cfg = stored_config(stored.path)
     cfg.paths = OmegaConf.to_container(paths, resolve=True)
     cfg.suite = OmegaConf.to_container(suite)
     cfg.scenes.update({key: value for key, value in (scenes or {}).items() if value is not None})
@@ -42,7 +44,7 @@ def evaluate_stage(stored: StoredStage, suite: DictConfig, paths: DictConfig, sc
         data = build_data(entry.data, tokenizer, train_split=None)
         data.validate()
         plain = OmegaConf.to_container(entry, resolve=True)
-        plain["data"].pop("root", None)
+        plain["data"] = {key: value for key, value in plain["data"].items() if not key.endswith(("root", "roots"))}
         key = hashlib.sha256(json.dumps([plain, data.manifest()], sort_keys=True).encode()).hexdigest()[:16]
         kept = stored.path / "evaluations" / f"{key}.json"
         if kept.is_file():
@@ -55,34 +57,24 @@ def evaluate_stage(stored: StoredStage, suite: DictConfig, paths: DictConfig, sc
             temporary = kept.with_suffix(f".{os.getpid()}")
             temporary.write_text(json.dumps([m.to_json() for m in measurements]))
             temporary.replace(kept)
-        cells += [to_cell(m, entry, stored, cfg) for m in measurements]
+        cells += [to_cell(m, stored, cfg) for m in measurements]
     return cells
 
 
 def load_subject(stored: StoredStage, cfg: DictConfig) -> Subject:
-    """The stage's network on the best device there is; parts no stage has trained are initialised by the stage's own seed."""
-    import lightning as L
-
-    provenance = stored.provenance
-    L.seed_everything(cfg.seed, verbose=False)
-    weights = read_state_dict(stored.weights)
-    model = build_model(cfg)
-    kept = {name: value for name, value in weights.items() if name.startswith(tuple(provenance["provides"]))}
-    fresh = tuple(name for name in model.state_dict() if not name.startswith(tuple(provenance["provides"])))
-    transfer(model, kept, allow_missing=fresh)
+    """The stage's network on the best device there is; what no stage has trained is as the stage's own seed initialises it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, weights = restore_model(stored.path, cfg)
     classifier = None
-    if any(name.startswith("classifier.") for name in weights):
-        from crossvit.stages.build import build_task
-
-        classes = next(v for n, v in weights.items() if n.startswith("classifier.") and n.endswith("weight")).shape[0]
-        classifier = build_task(cfg, num_classes=classes)
-        transfer(classifier.network, weights)
-        classifier = classifier.to(device)
-    return Subject(model.to(device), frozenset(provenance["trained_modules"]), device, classifier, cfg.seed)
+    head = [value for name, value in weights.items() if name.startswith("classifier.") and name.endswith("weight")]
+    if head:
+        task = build_task(cfg, num_classes=head[0].shape[0])
+        task.network.load_state_dict(weights)
+        classifier = task.to(device)
+    return Subject(model.to(device), frozenset(stored.provenance["trained_modules"]), device, classifier, cfg.seed)
 
 
-def to_cell(measurement: Measurement, entry: DictConfig, stored: StoredStage, cfg: DictConfig) -> Cell:
+def to_cell(measurement: Measurement, stored: StoredStage, cfg: DictConfig) -> Cell:
     """A measurement in its place in the table."""
     estimate, stage = measurement.estimate, stored.provenance["stage"]
     return Cell(
@@ -90,8 +82,8 @@ def to_cell(measurement: Measurement, entry: DictConfig, stored: StoredStage, cf
         dataset=DATASETS.get(stage, stage),
         backbone=backbone_label(cfg),
         stage=stage,
-        task=entry.columns[measurement.task],
-        direction=measurement.direction or None,
+        task=measurement.task,
+        direction=measurement.direction,
         metric=measurement.metric,
         value=estimate.value,
         low=estimate.low,

@@ -90,7 +90,10 @@ class StageStore:
         self.root = Path(root).resolve()
 
     def get(self, fingerprint: str) -> StoredStage | None:
-        """The finished stage, or None. One whose files do not match their hashes is put aside with a warning, so that it is trained again."""
+        """The finished stage, or None.
+
+        One whose files do not match their hashes is put aside with a warning, so that it is trained again.
+        """
         path = self.root / fingerprint
         if not path.is_dir():
             return None

@@ -68,7 +68,9 @@ class CrossModalTask(Task):
     def on_train_batch_end(self, *args) -> None:
         self.model.logit_scale.data.clamp_(0, MAX_LOGIT_SCALE)
 
-    def validation_step(self, batch: ImageBatch | TextBatch | PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: ImageBatch | TextBatch | PairBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if isinstance(batch, PairBatch):
             logits = pair_logits(self.model, batch, relation="relation" in self.terms)
             self.val_pairs.update(batch.index, logits=logits.float(), label=batch.label)

@@ -21,6 +21,11 @@ from crossvit.data.scenes.presets import Preset
 NUM_TEMPLATES = 24  # a common multiple of the template counts of all forms, so a uniform draw is uniform for each
 
 
+def draw_template(preset: Preset, rng: Random) -> int:
+    """Which of a form's templates a caption is written with."""
+    return rng.randrange(0, NUM_TEMPLATES, 2 if preset.subject_first else 1)
+
+
 def on_diagonal(a: Obj, b: Obj) -> bool:
     """Whether two objects share neither row nor column."""
     return a.row != b.row and a.col != b.col

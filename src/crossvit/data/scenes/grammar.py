@@ -33,14 +33,14 @@ NUMBERS = ("one", "two", "three", "four", "five")
 NOUN = "shape"  # the noun of a phrase that leaves the shape open
 
 # {a} {b}: "a red circle"; {A} {B}: "red circle"; {As} {Bs}: "red circles".
-_SPATIAL_TEMPLATES = (
+_SPATIAL_TEMPLATES = (  # by turns: the subject first, the object first
     "{a} {short} {b}",
-    "{a} is {short} {b}",
-    "there is {a} {long} {b}",
-    "{a} is {long} {b}",
     "{b} with {a} {its}",
+    "{a} is {short} {b}",
     "there is {b} with {a} {its}",
+    "there is {a} {long} {b}",
     "{short} {b} there is {a}",
+    "{a} is {long} {b}",
     "{b} has {a} {its}",
 )
 _SIZE_TEMPLATES = ("{a} {short} {b}", "{a} is {short} {b}", "there is {a} {short} {b}")

@@ -1,4 +1,4 @@
-"""What a scene is: a few objects with shape, colour, size, texture and a place on a 3 x 3 grid.
+"""What a scene is: a few objects with shape, colour, size, texture and a place on a grid.
 
 Truth is decided by the symbols alone (`logic.holds`). Jitter, exact diameter and background only change the picture, so
 `Scene.key` leaves them out: two scenes of one key satisfy the same captions.
@@ -13,7 +13,6 @@ SIZES = ("small", "large")
 TEXTURES = ("plain", "striped")
 ATTRIBUTES = ("shape", "colour", "size", "texture")
 VALUES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES}
-GRID = 3
 
 # Colour-shape pairs kept out of every training image: each shape in two colours, each colour in one or two shapes.
 HELD_OUT_PAIRS = frozenset((COLOURS[i % 8], shape) for j, shape in enumerate(SHAPES) for i in (j, j + 4))

@@ -29,7 +29,11 @@ class PairSet:
 
 def _like(scene: Scene, caption: Caption, pool: ScenePool) -> Scene | None:
     """Another scene, one edit away, in which `caption` is as true or false as in `scene`."""
-    edits = [*recoloured(scene, pool.preset, pool.rng), *moved(scene, pool.rng), *exchanged(scene, ("colour",))]
+    edits = [
+        *recoloured(scene, pool.preset, pool.rng),
+        *moved(scene, pool.preset, pool.rng),
+        *exchanged(scene, ("colour",)),
+    ]
     pool.rng.shuffle(edits)
     truth = holds(scene, caption)
     return next((edit for edit in edits if pool.accepts(edit) and holds(edit, caption) == truth), None)

@@ -7,7 +7,7 @@ every picture.
 
 from random import Random
 
-from crossvit.data.scenes.describe import NUM_TEMPLATES, describe
+from crossvit.data.scenes.describe import describe, draw_template
 from crossvit.data.scenes.grammar import RELATION_WORDS, noun_phrase, realise
 from crossvit.data.scenes.graph import CLASSES
 from crossvit.data.scenes.image_pairs import PairSet, make_pair_sets
@@ -57,7 +57,7 @@ def _captions(pool: ScenePool) -> tuple:
         for _ in range(8 * wanted):
             caption = describe(scene, pool.preset, pool.rng)
             if caption is not None and pool.mentions_well(caption):
-                template = pool.rng.randrange(NUM_TEMPLATES)
+                template = draw_template(pool.preset, pool.rng)
                 found.setdefault(realise(caption, template), (caption, template))
             if len(found) == wanted:
                 pool.keep(scene)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from crossvit.data.scenes.graph import CLASSES, SIZES, TEXTURES
 from crossvit.errors import UserError
@@ -16,6 +16,9 @@ class Preset:
     kinds: the twins it makes (`twins.KINDS`).
     diagonal: mention only pairs in different rows and columns, so that reading order does not settle who is left of
     whom.
+    grid: cells in a row and in a column, one object a cell at most.
+    diameters: of the size words, as fractions of the image side.
+    subject_first: spatial captions name the subject before the object.
     partial: phrases may leave attributes out and may name size and texture; otherwise they are colour and shape.
     """
 
@@ -28,6 +31,9 @@ class Preset:
     textures: tuple[str, ...] = ("plain",)
     diagonal: bool = False
     partial: bool = False
+    grid: int = 3
+    diameters: Mapping[str, float] = field(default_factory=lambda: {"small": 0.21, "large": 0.30})
+    subject_first: bool = False
 
 
 _RELATION_KINDS = ("replace_obj", "replace_att", "replace_rel", "swap_att", "swap_obj")
@@ -35,7 +41,16 @@ _RELATION_KINDS = ("replace_obj", "replace_att", "replace_rel", "swap_att", "swa
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("easy", 2, 2, {"relation": 1.0}, _RELATION_KINDS),
+        Preset(
+            "easy",
+            2,
+            2,
+            {"relation": 1.0},
+            _RELATION_KINDS,
+            grid=2,
+            diameters={"small": 0.28, "large": 0.40},
+            subject_first=True,
+        ),
         Preset("medium", 4, 4, {"relation": 1.0}, _RELATION_KINDS, diagonal=True),
         Preset(
             "hard",

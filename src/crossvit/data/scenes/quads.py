@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from crossvit.data.scenes.describe import NUM_TEMPLATES, describe, on_diagonal
-from crossvit.data.scenes.graph import GRID, VALUES, Scene
+from crossvit.data.scenes.describe import describe, draw_template, on_diagonal
+from crossvit.data.scenes.graph import VALUES, Scene
 from crossvit.data.scenes.logic import SPATIAL, And, Caption, Related, holds, related
 from crossvit.data.scenes.presets import Preset
 from crossvit.data.scenes.sample import ScenePool, diameter_of, move
@@ -42,17 +42,17 @@ def recoloured(scene: Scene, preset: Preset, rng: Random) -> Iterator[Scene]:
                 if value != getattr(obj, name):
                     changed = obj._replace(**{name: value})
                     if name == "size":
-                        changed = changed._replace(diameter=diameter_of(value, rng))
+                        changed = changed._replace(diameter=diameter_of(value, preset, rng))
                     yield _with_object(scene, i, changed)
 
 
-def moved(scene: Scene, rng: Random) -> Iterator[Scene]:
+def moved(scene: Scene, preset: Preset, rng: Random) -> Iterator[Scene]:
     """Every scene in which one object stands in another free cell."""
     taken = {(obj.row, obj.col) for obj in scene.objects}
-    free = [(row, col) for row in range(GRID) for col in range(GRID) if (row, col) not in taken]
+    free = [(row, col) for row in range(preset.grid) for col in range(preset.grid) if (row, col) not in taken]
     for i, obj in enumerate(scene.objects):
         for cell in free:
-            yield _with_object(scene, i, move(obj, cell, rng))
+            yield _with_object(scene, i, move(obj, cell, preset, rng))
 
 
 def exchanged(scene: Scene, names: tuple[str, ...]) -> Iterator[Scene]:
@@ -74,11 +74,11 @@ def _edits(scene: Scene, kind: str, caption: Caption, preset: Preset, rng: Rando
     elif kind in ("swap_obj", "replace_rel") and spatial:
         yield from exchanged(scene, place)
         if kind == "replace_rel":
-            yield from moved(scene, rng)
+            yield from moved(scene, preset, rng)
     else:
         yield from recoloured(scene, preset, rng)
         yield from exchanged(scene, ("size", "diameter"))
-        yield from moved(scene, rng)
+        yield from moved(scene, preset, rng)
 
 
 def _reading_order_safe(scene: Scene, caption: Caption) -> bool:
@@ -124,7 +124,7 @@ def make_quad(pool: ScenePool, kind: str) -> Quad:
         second = counterpart(scene, caption, other, kind, pool)
         if second is not None:
             pool.keep(scene, second)
-            return Quad((scene, second), (caption, other), kind, pool.rng.randrange(NUM_TEMPLATES))
+            return Quad((scene, second), (caption, other), kind, draw_template(pool.preset, pool.rng))
     raise RuntimeError(
         f"no {kind} quad in {_MAX_DRAWS} draws of preset {pool.preset.name}: too many scenes are reserved"
     )

@@ -2,11 +2,10 @@
 
 from random import Random
 
-from crossvit.data.scenes.graph import CLASSES, COLOURS, GRID, HELD_OUT_PAIRS, SHAPES, Obj, Scene
+from crossvit.data.scenes.graph import CLASSES, COLOURS, HELD_OUT_PAIRS, SHAPES, Obj, Scene
 from crossvit.data.scenes.logic import Caption, mentions_held_out
 from crossvit.data.scenes.presets import Preset
 
-DIAMETER = {"small": 0.21, "large": 0.30}
 _JITTER = 0.02  # of the image side, for centres
 _SCALE = 0.06  # relative, for diameters
 _BACKGROUND = (15, 70)
@@ -15,16 +14,16 @@ ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 TRAIN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 
 
-def diameter_of(size: str, rng: Random) -> float:
+def diameter_of(size: str, preset: Preset, rng: Random) -> float:
     """A diameter for a size word, as a fraction of the image side."""
-    return round(DIAMETER[size] * (1 + rng.uniform(-_SCALE, _SCALE)), 4)
+    return round(preset.diameters[size] * (1 + rng.uniform(-_SCALE, _SCALE)), 4)
 
 
-def move(obj: Obj, cell: tuple[int, int], rng: Random) -> Obj:
+def move(obj: Obj, cell: tuple[int, int], preset: Preset, rng: Random) -> Obj:
     """The object in another cell (row, col), with fresh jitter."""
     row, col = cell
-    x = round((col + 0.5) / GRID + rng.uniform(-_JITTER, _JITTER), 4)
-    y = round((row + 0.5) / GRID + rng.uniform(-_JITTER, _JITTER), 4)
+    x = round((col + 0.5) / preset.grid + rng.uniform(-_JITTER, _JITTER), 4)
+    y = round((row + 0.5) / preset.grid + rng.uniform(-_JITTER, _JITTER), 4)
     return obj._replace(row=row, col=col, x=x, y=y)
 
 
@@ -36,20 +35,24 @@ def random_scene(rng: Random, preset: Preset, compositional: bool = False) -> Sc
         pairs = [first, *rng.sample([pair for pair in ALL_PAIRS if pair != first], number - 1)]
     else:
         pairs = rng.sample(TRAIN_PAIRS, number)
-    cells = rng.sample([(row, col) for row in range(GRID) for col in range(GRID)], number)
+    cells = rng.sample([(row, col) for row in range(preset.grid) for col in range(preset.grid)], number)
     objects = []
     for (colour, shape), cell in zip(pairs, cells, strict=True):
         size, texture = rng.choice(preset.sizes), rng.choice(preset.textures)
-        objects.append(move(Obj(shape, colour, size, texture, 0, 0, 0.0, 0.0, diameter_of(size, rng)), cell, rng))
+        objects.append(
+            move(Obj(shape, colour, size, texture, 0, 0, 0.0, 0.0, diameter_of(size, preset, rng)), cell, preset, rng)
+        )
     return Scene(tuple(objects), rng.randint(*_BACKGROUND))
 
 
 def class_scene(rng: Random, preset: Preset, label: int) -> Scene:
     """One object of class `label` (index into CLASSES) anywhere in the picture, for the ImageNet layout."""
     colour, shape = CLASSES[label]
-    diameter = round(rng.uniform(DIAMETER["large"], 0.55), 4)
+    diameter = round(rng.uniform(preset.diameters["large"], 0.55), 4)
     x, y = (round(rng.uniform(diameter / 2, 1 - diameter / 2), 4) for _ in range(2))
-    obj = Obj(shape, colour, "large", rng.choice(preset.textures), int(y * GRID), int(x * GRID), x, y, diameter)
+    obj = Obj(
+        shape, colour, "large", rng.choice(preset.textures), int(y * preset.grid), int(x * preset.grid), x, y, diameter
+    )
     return Scene((obj,), rng.randint(*_BACKGROUND))
 
 

@@ -5,7 +5,7 @@ import pytest
 from crossvit.data.scenes import generate
 from crossvit.data.scenes.graph import Obj, Scene
 from crossvit.data.scenes.presets import PRESETS
-from crossvit.data.scenes.sample import DIAMETER, ScenePool
+from crossvit.data.scenes.sample import ScenePool
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def make_scene():
         for words, row, col in objects:
             size, texture, colour, shape = words.split()
             place = ((col + 0.5) / 3, (row + 0.5) / 3)
-            made.append(Obj(shape, colour, size, texture, row, col, *place, DIAMETER[size]))
+            made.append(Obj(shape, colour, size, texture, row, col, *place, PRESETS["hard"].diameters[size]))
         return Scene(tuple(made), 30)
 
     return make

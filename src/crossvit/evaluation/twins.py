@@ -1,0 +1,44 @@
+"""Does the model prefer a picture's caption to a twin that differs in one attribute, object or relation?"""
+
+import torch
+
+from crossvit.evaluation.subject import PAIRS_PER_CALL, Measurement, Subject
+from crossvit.metrics import by_kind, two_way_accuracy
+
+
+class Twins:
+    """Two-way accuracy for each kind of twin, by the dual encoder and, where the chain has trained it, by the fused scorer."""
+
+    def __init__(self, data, split: str = "val", task: str = "twins") -> None:
+        self.data = data
+        self.split = split
+        self.task = task
+
+    @torch.inference_mode()
+    def __call__(self, subject: Subject) -> list[Measurement]:
+        model, device = subject.model, subject.device
+        batches = list(subject.batches(self.data, self.data.image_loader(self.split)))
+        visual = torch.cat([model.visual_features(batch.image) for batch in batches])
+        row = {image_id: i for i, image_id in enumerate(torch.cat([batch.label for batch in batches]).tolist())}
+        image = model.embed_visual(visual)
+        twins = [twin for twin in self.data.twins(self.split) if twin.image_id in row]
+        right: dict[str, list[torch.Tensor]] = {}
+        for start in range(0, len(twins), PAIRS_PER_CALL):
+            part = twins[start : start + PAIRS_PER_CALL]
+            rows = torch.tensor([row[twin.image_id] for twin in part], device=device)
+            texts = [
+                model.text_features(*(x.to(device) for x in self.data.tokenizer.encode(captions)))
+                for captions in ([twin.caption for twin in part], [twin.negative for twin in part])
+            ]
+            scores = {self.task: [(image[rows] * model.embed_text(text)).sum(1) for text in texts]}
+            if subject.scores_fused:
+                scores[f"{self.task}_fused"] = [model.match_score(visual[rows], text) for text in texts]
+            for task, (true, false) in scores.items():
+                right.setdefault(task, []).append(two_way_accuracy(true.float().cpu(), false.float().cpu()))
+        clusters = torch.tensor([row[twin.image_id] for twin in twins])
+        kinds = [twin.kind for twin in twins]
+        return [
+            Measurement(task, None, kind, estimate, 2, 0.5)
+            for task, parts in right.items()
+            for kind, estimate in by_kind(torch.cat(parts), kinds, clusters).items()
+        ]

@@ -1,0 +1,43 @@
+"""From a stored stage back to a model: the config that travels with the weights, and the weights by name."""
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from crossvit.errors import UserError
+from crossvit.models.crossvit import CrossViT
+from crossvit.models.weights import read_state_dict, transfer
+from crossvit.stages.build import build_model
+from crossvit.stages.store import CONFIG, PROVENANCE, WEIGHTS
+
+INITIAL_WEIGHTS = ("patch_encoder.backbone.checkpoint", "patch_encoder.backbone.pretrained", "text_encoder.pretrained")
+
+
+def stored_config(directory: Path) -> DictConfig:
+    """The stage's config, without the files its network was initialised from: its own weights take their place."""
+    try:
+        cfg = OmegaConf.load(directory / CONFIG)
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no {CONFIG}, so this is no stored stage") from None
+    for key in INITIAL_WEIGHTS:
+        if OmegaConf.select(cfg, key):
+            OmegaConf.update(cfg, key, False if key.endswith(".pretrained") and "backbone" in key else None)
+    return cfg
+
+
+def restore_model(directory: Path, cfg: DictConfig) -> tuple[CrossViT, dict[str, Tensor]]:
+    """The CrossViT of a stage and all its weights, on the CPU.
+
+    Parts that no stage has trained are initialised from `cfg.seed`. Raises UserError where a file is missing, damaged or does not fit.
+    """
+    import lightning as L
+
+    provides = tuple(json.loads((directory / PROVENANCE).read_text())["provides"])
+    weights = read_state_dict(directory / WEIGHTS)
+    L.seed_everything(cfg.seed, verbose=False)
+    model = build_model(cfg)
+    fresh = tuple(name for name in model.state_dict() if not name.startswith(provides))
+    transfer(model, {n: v for n, v in weights.items() if n.startswith(provides)}, allow_missing=fresh)
+    return model, weights

@@ -14,7 +14,13 @@ def _gather(rank: int, world: int):
     (everything * weight * (rank + 1)).sum().backward()
     padded = distributed.pad_to_longest(torch.ones(1, rank + 1), 1)
     mean, count = distributed.global_mean(torch.tensor([1.0, 5.0]) + rank, torch.tensor([True, rank == 0]))
-    return everything.detach().flatten().tolist(), local.grad.flatten().tolist(), padded.shape[1], mean.item(), count.item()
+    return (
+        everything.detach().flatten().tolist(),
+        local.grad.flatten().tolist(),
+        padded.shape[1],
+        mean.item(),
+        count.item(),
+    )
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -47,10 +47,9 @@ class Verification:
         return found + (self._baselines() if self.blind and found else [])
 
     def _baselines(self) -> list[Measurement]:
-        with torch.inference_mode(False):
-            train, test = self._columns("train"), self._columns(self.split)
-            text = text_only_logits(train[0], train[1], train[3], test[0], test[1])
-            image = image_only_logits(train[2], train[3], test[2])
+        train, test = self._columns("train"), self._columns(self.split)
+        text = text_only_logits(train[0], train[1], train[3], test[0], test[1])
+        image = image_only_logits(train[2], train[3], test[2])
         return [
             Measurement(f"blind_{side}", None, "Acc@1", estimate(verification_accuracy(logits, test[3])), 2, 0.5)
             for side, logits in (("text", text), ("image", image))

@@ -49,15 +49,8 @@ def build_tokenizer(cfg: DictConfig):
 
 
 def build_data(node: DictConfig, tokenizer, **replaced: Any):
-    """A LightningDataModule, the tokenizer given to those that read captions; `replaced` stands in for the node's own values."""
-    import inspect
-
-    from hydra.utils import get_class
-
-    require_trusted(node)
-    if "tokenizer" in inspect.signature(get_class(node["_target_"]).__init__).parameters:
-        replaced["tokenizer"] = tokenizer
-    return make(node, **replaced)
+    """A LightningDataModule; `replaced` stands in for the node's own values."""
+    return make(node, tokenizer=tokenizer, **replaced)
 
 
 def build_model(cfg: DictConfig):

@@ -193,10 +193,10 @@ class TestTargets:
             check_signatures(OmegaConf.create({"optimizer": {"_target_": "torch.optim.AdamX"}}))
 
     def test_own_class_on_a_foreign_base(self):
-        node = {"_target_": "crossvit.callbacks.checkpoint.StageCheckpoint", "save_top_k": 1}
-        check_signatures(OmegaConf.create({"checkpoint": node}))
-        with pytest.raises(UserError, match="Did you mean 'save_top_k'?"):
-            check_signatures(OmegaConf.create({"checkpoint": {**node, "save_tpk": 1}}))
+        node = {"_target_": "crossvit.callbacks.checkpoint.StageCheckpoint", "every_n_epochs": 1}
+        check_own_targets({"checkpoint": node})
+        with pytest.raises(UserError, match="Did you mean 'every_n_epochs'?"):
+            check_own_targets({"checkpoint": {**node, "every_n_epoch": 1}})
 
 
 class TestRunName:
@@ -313,7 +313,7 @@ class TestChain:
         "override",
         [
             "stage=coco",
-            "stage.gate=0.5",
+            "stage.monitor=val/loss",
             "data=coco",
             "data.batch_size=3",
             "+data.new=3",

@@ -106,7 +106,6 @@ CHECKS: dict[str, Check] = {
     "scenes.image_size": _integer(8),
     "stage.task": _choice(TASKS),
     "stage.mode": _choice(MODES),
-    "stage.gate": _number(null=True),
     "model.image_size": _integer(8),
     "model.width": _integer(1),
     "model.heads": _integer(1),

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,8 +71,9 @@ class StageClaim:
         """
         if self.stored is not None:
             raise ValueError(f"stage {self._fingerprint} is stored already")
-        _write_weights(self.directory / WEIGHTS, weights)
         _write(self.directory / CONFIG, config)
+        _write_weights(self.directory / WEIGHTS, weights)
+        shutil.copymode(self.directory / CONFIG, self.directory / WEIGHTS)  # safetensors keeps the file to its owner
         record = {"fingerprint": self._fingerprint, **environment(), **provenance}
         _write(self.directory / PROVENANCE, json.dumps(record, indent=2, default=str))
         marker = {name: _sha256(self.directory / name) for name in (WEIGHTS, CONFIG, PROVENANCE)}

@@ -1,6 +1,7 @@
 """Checkpoints lie in the stage's own directory under fixed names."""
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
@@ -29,7 +30,7 @@ def fit(directory, epochs: int, ckpt_path=None) -> L.Trainer:
         accelerator="cpu",
         default_root_dir=str(directory),
         logger=CSVLogger(str(directory / "logs")),
-        callbacks=[StageCheckpoint(monitor="val/loss", mode="min", save_top_k=1, save_last=True)],
+        callbacks=[StageCheckpoint()],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -40,13 +41,29 @@ def fit(directory, epochs: int, ckpt_path=None) -> L.Trainer:
 
 def test_fixed_names_whatever_the_logger(tmp_path):
     fit(tmp_path, 2)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt"]
 
 
 def test_a_resumed_stage_writes_to_the_same_files(tmp_path):
     fit(tmp_path, 1)
     trainer = fit(tmp_path, 3, ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
     assert trainer.global_step == 6
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt"]
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 6
+
+
+def test_a_job_killed_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    fit(tmp_path, 1)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+
+    def half(self, trainer, path):
+        with open(path, "wb") as file:
+            file.write(before[: len(before) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning.pytorch.callbacks.ModelCheckpoint._save_checkpoint", half)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path, 3, ckpt_path=str(last))
+    assert last.read_bytes() == before

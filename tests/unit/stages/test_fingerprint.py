@@ -91,7 +91,7 @@ def test_changes_with_what_changes_the_result(base, overrides):
         ["run_name=mine"],
         ["logger=none"],
         ["callbacks=quiet"],
-        ["callbacks.checkpoint.save_top_k=3"],
+        ["callbacks.checkpoint.every_n_epochs=3"],
         ["data.num_workers=7"],
         ["data.eval_batch_size=7"],
         ["data.max_bad_fraction=0.5"],
@@ -104,7 +104,7 @@ def test_changes_with_what_changes_the_result(base, overrides):
         ["chain.coco=['optimizer.lr=1']"],
         ["objective.relation.weight=0"],
         ["optimizer.algorithm.fused=false"],
-        ["stage.gate=0.5"],
+        ["callbacks.checkpoint.every_n_train_steps=5"],
     ],
     ids=lambda o: " ".join(o),
 )

@@ -122,6 +122,11 @@ def test_files_that_are_added_later_do_no_harm(store):
     assert store.get(FP) == stored
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(store):
+    stored = train(store)
+    assert stored.weights.stat().st_mode == stored.config.stat().st_mode
+
+
 def test_tied_weights(store):
     table = torch.arange(6.0).reshape(2, 3)
     with store.claim(FP) as claim:

@@ -79,9 +79,9 @@ PRESETS: dict[str, Preset] = {
 DEFAULT_SIZES: dict[str, int] = {
     "imagenet_train": 60,
     "imagenet_val": 20,
-    "coco_train": 4000,
+    "coco_train": 8000,
     "coco_val": 500,
-    "vsr_train": 6000,
+    "vsr_train": 12000,
     "vsr_dev": 500,
     "vsr_test": 1000,
     "vsr_test_compositional": 1000,

@@ -1,4 +1,4 @@
-"""Loggers that need more than a constructor call."""
+"""Weights & Biases without a prompt: offline where no key is set, one id across resumes."""
 
 import netrc
 import os

@@ -2,7 +2,7 @@
 
 import pytest
 
-from crossvit.loggers import wandb_logger
+from crossvit.loggers.wandb import wandb_logger
 
 
 @pytest.fixture

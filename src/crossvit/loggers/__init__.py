@@ -1,0 +1,1 @@
+"""Where a run's figures go, for what Lightning's own loggers leave open."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from crossvit.commands.run import run_directory
+from crossvit.commands.run import run_directory, task_overrides
 from crossvit.commands.table import present
 from crossvit.errors import UserError
 from crossvit.report.table import Table
@@ -14,9 +14,14 @@ from crossvit.stages.store import StageStore, StoredStage
 
 
 def run(cfg: DictConfig) -> Table:
-    """Evaluates every stage of `evaluate.run`, a run directory or one stage, and prints the table."""
+    """Evaluates every stage of `run`, a run directory or one stored stage, and prints the table.
+
+    Model, picture size and corpus are those of the run; `scenes.<key>` given on the command line names another corpus.
+    """
     stages = stored_stages(Path(cfg.run))
-    cells = [cell for stored in stages for cell in evaluate_stage(stored, cfg.suite, cfg.paths, cfg.scenes)]
+    given = [override.partition("=")[0] for override in task_overrides()]
+    scenes = {key: cfg.scenes[key] for key in cfg.scenes if f"scenes.{key}" in given}
+    cells = [cell for stored in stages for cell in evaluate_stage(stored, cfg.suite, cfg.paths, scenes)]
     return present(cells, run_directory())
 
 

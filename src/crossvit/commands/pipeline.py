@@ -16,5 +16,5 @@ def run(cfg: DictConfig):
 
     from crossvit.stages.evaluating import evaluate_stage
 
-    cells = [cell for link in links for cell in evaluate_stage(link.stored, cfg.suite, cfg.paths, cfg.scenes)]
+    cells = [cell for link in links for cell in evaluate_stage(link.stored, cfg.suite, cfg.paths)]
     return present(cells, directory)

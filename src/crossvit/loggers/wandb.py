@@ -59,10 +59,3 @@ def _netrc_has_key() -> bool:
         return host in netrc.netrc().hosts
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def close(loggers: list) -> None:
-    """Ends the loggers of one stage, so that the next one of the same process opens a wandb run of its own."""
-    for logger in loggers:
-        if hasattr(logger.experiment, "finish"):
-            logger.experiment.finish()

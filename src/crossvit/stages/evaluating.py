@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -22,18 +24,18 @@ DATASETS = {"imagenet": "ImageNet", "imagenet_vit": "ImageNet (ViT)", "coco": "C
 
 
 def evaluate_stage(
-    stored: StoredStage, suite: DictConfig, paths: DictConfig, scenes: DictConfig | None = None
+    stored: StoredStage, suite: DictConfig, paths: DictConfig, scenes: Mapping[str, Any] | None = None
 ) -> list[Cell]:
     """The cells of one stage on every entry of a suite.
 
-    The suite's interpolations (picture size, corpus) are those of the stage's own config; `paths`, and the values of `scenes` that are
-    set, come from the caller. What was measured is kept beside the stage, under a hash of the entry and its data, so that asking again
-    costs nothing.
+    The suite's interpolations (picture size, corpus) are those of the stage's own config; `paths`, and what `scenes` holds of the corpus,
+    come from the caller. What was measured is kept beside the stage, under a hash of the entry and its data, so that asking again costs
+    nothing.
     """
     cfg = stored_config(stored.path)
     cfg.paths = OmegaConf.to_container(paths, resolve=True)
     cfg.suite = OmegaConf.to_container(suite)
-    cfg.scenes.update({key: value for key, value in (scenes or {}).items() if value is not None})
+    cfg.scenes.update(dict(scenes or {}))
     tokenizer = build_tokenizer(cfg)
     subject = None
     cells: list[Cell] = []

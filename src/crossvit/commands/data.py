@@ -7,5 +7,7 @@ from crossvit.stages.corpus import make_scenes
 
 def run(cfg: DictConfig) -> None:
     """Generates or verifies the corpus and prints where it lies."""
-    manifest = make_scenes(cfg)
-    print(manifest.describe())
+    manifest = make_scenes(cfg, cfg.scenes.preset)
+    for split, counts in manifest.counts.items():
+        print(f"{split:24} {', '.join(f'{count:,} {what}' for what, count in counts.items())}")
+    print(f"scenes, preset {cfg.scenes.preset}: {manifest.path}")

@@ -9,6 +9,7 @@ HEADINGS = {
     "classification": "Classification",
     "vlr": "VLR true/false",
     "vlr_compositional": "VLR true/false, held-out combinations",
+    "vlr_medium": "VLR true/false, preset medium",
     "nlvr2": "Two-image statements",
     "twins": "Caption or twin",
     "twins_fused": "Caption or twin, fused score",

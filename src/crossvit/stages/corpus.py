@@ -1,4 +1,4 @@
-"""Writes the embedded corpus where a stage asks for it and it is not there yet: it needs no download."""
+"""Writes the embedded corpus where a stage or a test asks for it and it is not there yet: it needs no download."""
 
 from pathlib import Path
 
@@ -6,23 +6,27 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def prepare_corpus(cfg: DictConfig, data: DictConfig) -> None:
-    """Generates `scenes` when `data` lies below `paths.scenes`. Does nothing for any other root."""
-    if Path(data.root).resolve().is_relative_to(Path(cfg.paths.scenes).resolve()):
-        make_scenes(cfg)
+    """Generates the preset of `scenes` that `data.root` lies in (paths.scenes/<preset>/...). Does nothing for any other root."""
+    scenes, root = Path(cfg.paths.scenes).resolve(), Path(data.root).resolve()
+    if root.is_relative_to(scenes) and root != scenes:
+        make_scenes(cfg, root.relative_to(scenes).parts[0])
 
 
-def make_scenes(cfg: DictConfig):
-    """Writes, or verifies, the corpus of `cfg.scenes` below `paths.scenes`, with a progress bar, and returns its manifest."""
+def make_scenes(cfg: DictConfig, preset: str):
+    """Writes, or verifies, a preset of the corpus below `paths.scenes`, with a progress bar, and returns its manifest.
+
+    Seed, picture size and counts are those of `cfg.scenes`.
+    """
     from rich.progress import Progress
 
     from crossvit.data import scenes
 
     sizes = OmegaConf.to_container(cfg.scenes.sizes) if OmegaConf.is_config(cfg.scenes.sizes) else cfg.scenes.sizes
     with Progress(transient=True) as bar:
-        task = bar.add_task(f"scenes, {cfg.scenes.preset}", total=None)
+        task = bar.add_task(f"scenes, {preset}", total=None)
         return scenes.generate(
             Path(cfg.paths.scenes),
-            preset=cfg.scenes.preset,
+            preset=preset,
             seed=cfg.scenes.seed,
             image_size=cfg.scenes.image_size,
             sizes=sizes,

@@ -8,10 +8,24 @@ from crossvit.report.cells import Cell
 from crossvit.report.plots import plot_curves, plot_table
 from crossvit.report.table import Table
 
+NO_HEAD = "its head is not trained in this stage"
+ABSENT = {
+    "classification": "this stage has no classifier",
+    "vqcmi_fused": NO_HEAD,
+    "twins_fused": NO_HEAD,
+    "vlr": NO_HEAD,
+    "vlr_compositional": NO_HEAD,
+    "vlr_medium": NO_HEAD,
+    "nlvr": NO_HEAD,
+    "nlvr2": NO_HEAD,
+    "blind_text": "sees no model: in the row of its task",
+    "blind_image": "sees no model: in the row of its task",
+}
+
 
 def present(cells: list[Cell], directory: Path) -> Table:
     """Writes table.md, table.csv, table.json and the plots into a run directory, and prints the table with where they lie."""
-    table = Table(cells)
+    table = Table(cells, missing=ABSENT)
     table.write(directory)
     plots = directory / "plots"
     plots.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ similarity. Here a row that shares the image or the caption is never drawn, the 
 number of processes. A row for which the batch holds no negative is skipped and counted.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,6 +37,28 @@ def matching_loss(logits: Tensor, label: Tensor, counted: Tensor) -> tuple[Tenso
     return global_mean(loss, counted)
 
 
+class Pairs(NamedTuple):
+    """Pairs to be scored: what the fusion reads, and what the answer should be."""
+
+    visual: Tensor  # (n, N, d)
+    tokens: Tensor  # (n, M, d_t)
+    pooled: Tensor  # (n, d_t)
+    mask: Tensor  # (n, M) bool
+    label: Tensor  # (n,) int64, 1 = they belong together
+    counted: Tensor  # (n,) bool
+
+    @classmethod
+    def join(cls, parts: "list[Pairs]") -> "Pairs":
+        """All parts below each other, captions padded to the longest."""
+        longest = max(part.mask.shape[1] for part in parts)
+        tokens = [F.pad(part.tokens, (0, 0, 0, longest - part.mask.shape[1])) for part in parts]
+        masks = [F.pad(part.mask, (0, longest - part.mask.shape[1])) for part in parts]
+        visual, pooled, label, counted = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("visual", "pooled", "label", "counted")
+        )
+        return cls(visual, torch.cat(tokens), pooled, torch.cat(masks), label, counted)
+
+
 class MatchingLoss(Term):
     """ITM on given pairs, drawn negatives and generated negatives.
 
@@ -51,55 +75,50 @@ class MatchingLoss(Term):
         self.generated_negatives = generated_negatives
 
     def forward(self, state: PairState) -> TermOutput:
-        # each entry: visual, text tokens, text pooled, text mask, label, counted
-        true = state.true
-        everyone = torch.ones_like(true)
-        pairs = [(state.visual, state.text, state.text_pooled, state.text_mask, true.long(), everyone)]
-        skipped = torch.zeros((), device=true.device)
+        text = (state.text, state.text_pooled, state.text_mask)
+        parts = [Pairs(state.visual, *text, state.true.long(), torch.ones_like(state.true))]
+        skipped = torch.zeros((), dtype=torch.long, device=state.visual.device)
         if self.hard_negatives:
-            text_index, text_drawn, image_index, image_drawn = self._draw(state)
-            tokens, pooled, mask = state.all_text
-            negative = torch.zeros_like(true, dtype=torch.long)
-            text_counted, image_counted = text_drawn & true, image_drawn & true
-            pairs.append(
-                (state.visual, tokens[text_index], pooled[text_index], mask[text_index], negative, text_counted)
-            )
-            pairs.append(
-                (state.all_visual[image_index], state.text, state.text_pooled, state.text_mask, negative, image_counted)
-            )
-            skipped = (~text_drawn).sum() + (~image_drawn).sum()
+            drawn = self._hard_pairs(state)
+            skipped = sum((~part.counted).sum() for part in drawn)
+            parts += drawn
         if self.generated_negatives and state.negatives is not None:
-            tokens, pooled, mask = state.negatives
-            times = tokens.shape[0] // state.visual.shape[0]
-            visual = state.visual.repeat_interleave(times, dim=0)
-            none = torch.zeros(tokens.shape[0], dtype=torch.long, device=tokens.device)
-            pairs.append((visual, tokens, pooled, mask, none, mask.any(dim=1)))
-        longest = max(pair[1].shape[1] for pair in pairs)
-        fused = state.fuse(
-            torch.cat([pair[0] for pair in pairs]),
-            torch.cat([F.pad(pair[1], (0, 0, 0, longest - pair[1].shape[1])) for pair in pairs]),
-            torch.cat([pair[2] for pair in pairs]),
-            torch.cat([F.pad(pair[3], (0, longest - pair[3].shape[1])) for pair in pairs]),
-        )
-        logits = state.match_logits(fused)
-        label, counted = torch.cat([pair[4] for pair in pairs]), torch.cat([pair[5] for pair in pairs])
-        loss, count = matching_loss(logits, label, counted)
-        right = ((logits.argmax(dim=1) == label) & counted).sum() / counted.sum().clamp(min=1)
+            parts.append(self._generated_pairs(state))
+        pairs = Pairs.join(parts)
+        logits = state.match_logits(state.fuse(pairs.visual, pairs.tokens, pairs.pooled, pairs.mask))
+        loss, count = matching_loss(logits, pairs.label, pairs.counted)
+        right = ((logits.argmax(dim=1) == pairs.label) & pairs.counted).sum() / pairs.counted.sum().clamp(min=1)
         return TermOutput(loss, {"accuracy": right, "pairs": count, "skipped": skipped})
 
     @staticmethod
-    def _draw(state: PairState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scale = state.logit_scale.detach().exp()
-        batch = state.all_ids[0].shape[0]
+    def _hard_pairs(state: PairState) -> list[Pairs]:
+        """Each true local pair's image with a drawn caption, and its caption with a drawn image."""
+        scale, batch = state.logit_scale.detach().exp(), state.all_ids[0].shape[0]
         uniform = state.uniform(2 * batch)
-        text_index, text_drawn = draw_hard_negatives(
-            scale * state.image_embedding @ state.all_text_embedding.t(),
-            state.text_candidates,
-            uniform[:batch][state.rows],
-        )
-        image_index, image_drawn = draw_hard_negatives(
-            scale * state.text_embedding @ state.all_image_embedding.t(),
-            state.image_candidates,
-            uniform[batch:][state.rows],
-        )
-        return text_index, text_drawn, image_index, image_drawn
+        to_texts = scale * state.image_embedding @ state.all_text_embedding.t()
+        to_images = scale * state.text_embedding @ state.all_image_embedding.t()
+        text, text_drawn = draw_hard_negatives(to_texts, state.text_candidates, uniform[:batch][state.rows])
+        image, image_drawn = draw_hard_negatives(to_images, state.image_candidates, uniform[batch:][state.rows])
+        own = slice(None) if state.label is None else state.true.nonzero().squeeze(1)
+        text, text_drawn, image, image_drawn = text[own], text_drawn[own], image[own], image_drawn[own]
+        tokens, pooled, mask = state.all_text
+        false = torch.zeros_like(text)
+        return [
+            Pairs(state.visual[own], tokens[text], pooled[text], mask[text], false, text_drawn),
+            Pairs(
+                state.all_visual[image],
+                state.text[own],
+                state.text_pooled[own],
+                state.text_mask[own],
+                false,
+                image_drawn,
+            ),
+        ]
+
+    @staticmethod
+    def _generated_pairs(state: PairState) -> Pairs:
+        """Each local image with the false captions that came with it."""
+        tokens, pooled, mask = state.negatives
+        visual = state.visual.repeat_interleave(tokens.shape[0] // state.visual.shape[0], dim=0)
+        false = torch.zeros(tokens.shape[0], dtype=torch.long, device=tokens.device)
+        return Pairs(visual, tokens, pooled, mask, false, mask.any(dim=1))

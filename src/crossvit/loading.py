@@ -1,9 +1,6 @@
 """`crossvit.load`: a trained model, ready to use, in open_clip's order of things."""
 
-import json
 from pathlib import Path
-
-from crossvit.errors import UserError
 
 
 def load(path: str | Path, device: str = "cpu"):
@@ -15,25 +12,10 @@ def load(path: str | Path, device: str = "cpu"):
     """
     from crossvit.data.transforms import Preprocess
     from crossvit.stages.build import build_tokenizer
-    from crossvit.stages.restore import restore_model, stored_config
+    from crossvit.stages.restore import restore_model, stage_directories, stored_config
 
-    directory = resolve_stage(Path(path))
+    directory = stage_directories(Path(path))[-1]
     cfg = stored_config(directory)
     model, _ = restore_model(directory, cfg)
     preprocess = Preprocess(cfg.data.image_size, cfg.data.fit, tuple(cfg.data.mean), tuple(cfg.data.std))
     return model.to(device).eval(), preprocess, build_tokenizer(cfg)
-
-
-def resolve_stage(path: Path) -> Path:
-    """The stage directory that `path` means: itself, or the last stage that a run's `chain.json` names."""
-    if (path / "weights.safetensors").is_file():
-        return path
-    chain = path / "chain.json"
-    if chain.is_file():
-        last = Path(json.loads(chain.read_text())[-1]["path"])
-        if (last / "weights.safetensors").is_file():
-            return last
-        raise UserError(f"{chain} names {last}, which is not there any more: run the command that made it again")
-    raise UserError(
-        f"{path}: neither a stage (weights.safetensors) nor a run (chain.json); give one of those directories"
-    )

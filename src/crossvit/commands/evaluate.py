@@ -1,6 +1,5 @@
 """`crossvit evaluate`: the suite over trained weights, without training anything."""
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -10,6 +9,7 @@ from crossvit.commands.table import present
 from crossvit.errors import UserError
 from crossvit.report.table import Table
 from crossvit.stages.evaluating import evaluate_stage
+from crossvit.stages.restore import stage_directories
 from crossvit.stages.store import StageStore, StoredStage
 
 
@@ -26,20 +26,11 @@ def run(cfg: DictConfig) -> Table:
 
 
 def stored_stages(path: Path) -> list[StoredStage]:
-    """The stages of a run, the root first, or the one stage that `path` is. Raises UserError where there is none or one is damaged."""
-    chain = path / "chain.json"
-    if chain.is_file():
-        places = [Path(stage["path"]) for stage in json.loads(chain.read_text())]
-    elif (path / "provenance.json").is_file():
-        places = [path.resolve()]
-    else:
-        raise UserError(
-            f"run={path}: give the directory of a `train` or `pipeline` run (chain.json), or of a stored stage"
-        )
-    found = [StageStore(place.parent).get(place.name) for place in places]
-    for place, stored in zip(places, found, strict=True):
+    """The stages of a run, the root first, or the one stage that `path` is. Raises UserError where one is missing or damaged."""
+    found = []
+    for place in stage_directories(path):
+        stored = StageStore(place.parent).get(place.name)
         if stored is None:
-            raise UserError(
-                f"run={path}: the stage {place} is missing or damaged; run the command that trained it again"
-            )
+            raise UserError(f"run={path}: the stage {place} is damaged; run the command that trained it again")
+        found.append(stored)
     return found

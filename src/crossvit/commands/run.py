@@ -1,6 +1,7 @@
 """The run directory: where it is, and what every run leaves in it."""
 
 import json
+import os
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -19,12 +20,12 @@ def task_overrides() -> list[str]:
 
 
 def write_chain(directory: Path, links: list[ChainLink]) -> None:
-    """`chain.json`: the stages this run stands on, the root first."""
+    """`chain.json`: the stages this run stands on, the root first, their places relative to the run directory."""
     stages = [
         {
             "stage": link.config.name,
             "fingerprint": link.stored.fingerprint,
-            "path": str(link.stored.path),
+            "path": os.path.relpath(link.stored.path, directory),
             "trained": link.trained,
             "metrics": link.stored.provenance["metrics"],
         }

@@ -12,7 +12,27 @@ from crossvit.models.weights import read_state_dict, transfer
 from crossvit.stages.build import build_model
 from crossvit.stages.store import CONFIG, PROVENANCE, WEIGHTS
 
+CHAIN = "chain.json"
 INITIAL_WEIGHTS = ("patch_encoder.backbone.checkpoint", "patch_encoder.backbone.pretrained", "text_encoder.pretrained")
+
+
+def stage_directories(path: Path) -> list[Path]:
+    """The stages that `path` stands for: those of a run's chain, the root first, or the one stage that it is.
+
+    Raises UserError where it is neither, or a stage is not there any more.
+    """
+    if (path / WEIGHTS).is_file():
+        return [path.resolve()]
+    if not (path / CHAIN).is_file():
+        raise UserError(f"{path}: neither a stage ({WEIGHTS}) nor a run ({CHAIN}); give one of those directories")
+    try:
+        stages = [(path / stage["path"]).resolve() for stage in json.loads((path / CHAIN).read_text())]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path / CHAIN} is damaged: run the command that made it again") from None
+    for stage in stages:
+        if not (stage / WEIGHTS).is_file():
+            raise UserError(f"{path / CHAIN} names {stage}, which is not there: run the command that made it again")
+    return stages
 
 
 def stored_config(directory: Path) -> DictConfig:

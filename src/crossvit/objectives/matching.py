@@ -121,4 +121,4 @@ class MatchingLoss(Term):
         tokens, pooled, mask = state.negatives
         visual = state.visual.repeat_interleave(tokens.shape[0] // state.visual.shape[0], dim=0)
         false = torch.zeros(tokens.shape[0], dtype=torch.long, device=tokens.device)
-        return Pairs(visual, tokens, pooled, mask, false, mask.any(dim=1))
+        return Pairs(visual, tokens, pooled, mask, false, state.negative_present)

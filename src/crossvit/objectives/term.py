@@ -80,6 +80,7 @@ class PairState:
         None  # tokens (b K, M', d_t), pooled, mask of generated false captions
     )
     negative_embedding: Tensor | None = None  # (b K, E), L2-normalised
+    negative_present: Tensor | None = None  # (b K,) bool: false for the fillers of a row that has fewer false captions
     uniform: Callable[[int], Tensor] | None = None  # n -> (n,) numbers in [0, 1), the same on every rank
 
     @property
@@ -103,6 +104,10 @@ class PairState:
     @cached_property
     def all_negative_embedding(self) -> Tensor | None:
         return None if self.negative_embedding is None else gather_with_grad(self.negative_embedding)
+
+    @cached_property
+    def all_negative_present(self) -> Tensor | None:
+        return None if self.negative_present is None else gather(self.negative_present)
 
     @cached_property
     def all_visual(self) -> Tensor:

@@ -46,6 +46,8 @@ class CrossModalTask(Task):
 
     def forward(self, batch: PairBatch, uniform=None) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss over the global batch and the figures to log."""
+        if not any(getattr(term, "generated_negatives", False) for term in self.terms.values()):
+            batch = batch._replace(negatives=None, negatives_mask=None)  # nobody asks for their features
         state = pair_state(self.model, batch, uniform)
         total, figures = 0.0, {}
         for name, term in self.terms.items():
@@ -103,10 +105,11 @@ def pair_state(model: CrossViT, batch: PairBatch, uniform=None) -> PairState:
     visual = model.visual_features(batch.image.flatten(0, 1) if two else batch.image)
     first, second = visual.unflatten(0, (size, 2)).unbind(1) if two else (visual, None)
     text = model.text_features(batch.tokens, batch.token_mask)
-    negatives = negative_embedding = None
+    negatives = negative_embedding = present = None
     if batch.negatives is not None:
         features = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))
         negatives, negative_embedding = (features.tokens, features.pooled, features.mask), model.embed_text(features)
+        present = batch.negatives_mask.flatten(0, 1).any(dim=1)
 
     def fuse(visual: Tensor, tokens: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
         return model.fuse(visual, TextFeatures(tokens, pooled, mask)).pooled
@@ -129,6 +132,7 @@ def pair_state(model: CrossViT, batch: PairBatch, uniform=None) -> PairState:
         second_visual=second,
         negatives=negatives,
         negative_embedding=negative_embedding,
+        negative_present=present,
         uniform=uniform or (lambda n: torch.rand(n, device=first.device)),
     )
 

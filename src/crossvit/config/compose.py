@@ -81,8 +81,26 @@ def compose_with_choices(overrides: list[str] | None = None, primary: str = "tra
 
 
 def register_resolvers() -> None:
-    """Makes `${auto_run_name:}` known; to be called before Hydra starts."""
+    """Makes `${auto_run_name:}` and `${package_file:}` known; to be called before Hydra starts."""
     OmegaConf.register_new_resolver("auto_run_name", _auto_run_name, replace=True)
+    OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+
+
+def package_file(package: str, path: str) -> str:
+    """`${package_file:package,path}`: a file or folder inside an installed package, which is not imported for it.
+
+    Raises UserError, naming what to install, where the package or the file is missing.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        name = package.replace("_", "-")
+        raise UserError(f"needs the package {name}, which is not installed: pip install {name}")
+    found = Path(spec.submodule_search_locations[0]) / path
+    if not found.exists():
+        raise UserError(f"the installed package {package} has no {path}")
+    return str(found)
 
 
 def automatic_run_name(choices: dict[str, str | None], overrides: list[str], seed: int | None) -> str:

@@ -181,4 +181,5 @@ def _resolved(cfg: DictConfig) -> dict:
         return OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or "config"
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+        cause = error.__cause__ if isinstance(error.__cause__, UserError) else error
+        raise UserError(f"{where}: {str(cause).splitlines()[0]}") from error

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from crossvit.errors import UserError
+from crossvit.models.memory import RowMemory, row_keys
 from crossvit.models.text_encoder import TextFeatures, pool_text, real_tokens
 from crossvit.models.weights import WeightReport
 
@@ -14,21 +16,26 @@ class HuggingFaceTextEncoder(nn.Module):
     """An encoder such as all-MiniLM-L6-v2 from a folder with `config.json` and its weights. Never fetches anything.
 
     pooling: `mean` over the real tokens (sentence encoders) or `cls`. freeze: the encoder keeps its weights and runs
-        without dropout.
+        without dropout. remember: with freeze, keep what so many texts give instead of computing it in every epoch.
     `report` says what was loaded. Raises UserError where the folder is no such folder, where its weights do not fit, or
     where transformers is not installed.
     """
 
-    def __init__(self, folder: str, pooling: Literal["mean", "cls"] = "mean", freeze: bool = False) -> None:
+    def __init__(
+        self, folder: str, pooling: Literal["mean", "cls"] = "mean", freeze: bool = False, remember: int = 0
+    ) -> None:
         super().__init__()
         if pooling not in ("mean", "cls"):
             raise ValueError(f"pooling {pooling!r}: choose mean or cls")
+        if remember and not freeze:
+            raise UserError(f"text_encoder.remember={remember} needs a frozen encoder: set text_encoder.freeze=true")
         self.model, self.report = _load(Path(folder))
         self.width = self.model.config.hidden_size
         self.context_length = self.model.config.max_position_embeddings
         self.pad_id = self.model.config.pad_token_id or 0
         self.pooling = pooling
         self.freeze = freeze
+        self._memory = RowMemory(remember) if remember else None
         if freeze:
             self.requires_grad_(False)
         self.train()
@@ -36,8 +43,24 @@ class HuggingFaceTextEncoder(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> TextFeatures:
         """tokens (B, M) of the folder's own tokenizer; mask (B, M) or None for all but the padding."""
         mask = real_tokens(tokens, self.pad_id, mask=mask)
-        states = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        states = self._states(tokens, mask) if self._memory is None else self._remembered(tokens, mask)
         return TextFeatures(states, pool_text(states, mask, self.pooling), mask)
+
+    def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+
+    def _remembered(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """As `_states`, with zeros on the padding."""
+
+        def compute(places: list[int]) -> list[Tensor]:
+            states = self._states(tokens[places], mask[places])
+            return [row[real] for row, real in zip(states, mask[places], strict=True)]
+
+        keys = row_keys(row[real] for row, real in zip(tokens.cpu(), mask.cpu(), strict=True))
+        rows = self._memory.answer(keys, compute)
+        out = rows[0].new_zeros(*tokens.shape, self.width, device=tokens.device)
+        out[mask] = torch.cat([row.to(tokens.device) for row in rows])
+        return out
 
     def train(self, mode: bool = True) -> "HuggingFaceTextEncoder":
         return super().train(mode and not self.freeze)

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from crossvit.errors import UserError
+from crossvit.models.memory import RowMemory, row_keys
 
 
 class PatchFeatures(NamedTuple):
@@ -29,8 +33,10 @@ class PatchEncoder(nn.Module):
         the map is the grid or a whole multiple or fraction of it.
     freeze_at: the first so many stages of the backbone keep their weights and their running statistics (5: all of it).
     freeze_norm: every BatchNorm of the backbone keeps its weights and running statistics.
+    remember: with all of the backbone frozen, keep the maps of so many pictures (by their pixels) instead of computing
+        them in every epoch; of use where pictures are not cropped at random.
 
-    Raises ValueError for an unknown mode or a missing backbone.
+    Raises ValueError for an unknown mode or a missing backbone, UserError for `remember` without freeze_at=5.
     """
 
     def __init__(
@@ -43,8 +49,11 @@ class PatchEncoder(nn.Module):
         interpolate: bool = True,
         freeze_at: int = 0,
         freeze_norm: bool = False,
+        remember: int = 0,
     ) -> None:
         super().__init__()
+        if remember and freeze_at != 5:
+            raise UserError(f"patch_encoder.remember={remember} needs a frozen backbone: set patch_encoder.freeze_at=5")
         if mode not in ("grid", "window", "pixel"):
             raise ValueError(f"mode {mode!r}: choose grid, window or pixel")
         if (backbone is None) != (mode == "pixel"):
@@ -62,6 +71,7 @@ class PatchEncoder(nn.Module):
         self._frozen = _frozen_modules(self.backbone, freeze_at, freeze_norm)
         for module in self._frozen:
             module.requires_grad_(False)
+        self._memory = RowMemory(remember) if remember else None
         self.train()
 
     def forward(self, image: Tensor) -> PatchFeatures:
@@ -71,7 +81,10 @@ class PatchEncoder(nn.Module):
 
     def feature_map(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w), before anything is cut."""
-        return self.backbone(image)
+        if self._memory is None or image.requires_grad:
+            return self.backbone(image)
+        maps = self._memory.answer(row_keys(image), lambda places: self.backbone(image[places]))
+        return torch.stack([kept.to(image.device) for kept in maps])
 
     def cells(self, feature_map: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, rows, columns): the patches before their projection to width d."""

@@ -53,6 +53,7 @@ class TimmBackbone(nn.Module):
             from timm.layers import freeze_batch_norm_2d
 
             self.net = freeze_batch_norm_2d(self.net)
+        self.net.to(memory_format=torch.channels_last)  # twice as fast on a CPU where convolutions are depthwise
         info = _feature_info(self.net)
         self.num_channels = self.net.head_hidden_size if stage == "final" else self.net.feature_info.channels()[0]
         self.stride = info[-1]["reduction"] if stage == "final" else self.net.feature_info.reduction()[0]

@@ -112,6 +112,23 @@ def test_frozen_sentence_encoder_runs_without_dropout():
     assert not any(p.requires_grad for p in text.parameters())
 
 
+@needs_minilm
+def test_remembered_texts_are_as_computed():
+    folder = str(Path(MINILM.submodule_search_locations[0]) / "model")
+    plain, text = HuggingFaceTextEncoder(folder, freeze=True), HuggingFaceTextEncoder(folder, freeze=True, remember=9)
+    tokens = torch.tensor([[101, 2054, 102, 0, 0], [101, 2054, 2003, 2008, 102]])
+    mask = tokens != 0
+    expected = plain(tokens, mask)
+    with torch.inference_mode():
+        text(tokens[:1, :3], mask[:1, :3])
+    for _ in range(2):
+        features = text(tokens, mask)
+        assert torch.allclose(features.pooled, expected.pooled, atol=1e-5)
+        assert torch.allclose(features.tokens[mask], expected.tokens[mask], atol=1e-5)
+    with pytest.raises(UserError, match=r"set text_encoder\.freeze=true"):
+        HuggingFaceTextEncoder(folder, remember=9)
+
+
 def test_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match="no Hugging Face model there"):
         HuggingFaceTextEncoder(str(tmp_path))

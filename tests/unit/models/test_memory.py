@@ -1,0 +1,62 @@
+import copy
+
+import pytest
+import torch
+
+from crossvit.errors import UserError
+from crossvit.models.memory import RowMemory, row_keys
+from crossvit.models.patch_encoder import PatchEncoder
+from crossvit.models.timm_backbone import TimmBackbone
+
+
+def test_answers_in_order_and_computes_a_row_once():
+    rows = torch.arange(4.0)[:, None]
+    memory, asked = RowMemory(10), []
+
+    def double(places):
+        asked.append(places)
+        return 2 * current[places]
+
+    for order in ([0, 1, 2], [2, 3, 0], [3, 3]):
+        current = rows[order]
+        assert torch.equal(torch.stack(memory.answer(row_keys(current), double)), 2 * current)
+    assert asked == [[0, 1, 2], [1]]
+    assert len(memory) == 4
+
+
+def test_keeps_no_more_than_its_limit_and_copies_start_empty():
+    memory = RowMemory(2)
+    rows = torch.arange(5.0)[:, None]
+    for _ in range(2):
+        assert torch.stack(memory.answer(row_keys(rows), lambda places: rows[places])).equal(rows)
+    assert len(memory) == 2
+    assert len(copy.deepcopy(memory)) == 0
+    with pytest.raises(ValueError, match="limit"):
+        RowMemory(0)
+
+
+def test_a_remembered_backbone_gives_what_it_would_compute():
+    encoder = PatchEncoder(TimmBackbone("test_resnet"), 8, (2, 2), freeze_at=5, remember=3)
+    image = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        expected = encoder.backbone(image)
+        first = encoder(image)
+    again = encoder(image.flip(0))
+    assert torch.allclose(first.feature_map, expected, atol=1e-6)
+    assert torch.allclose(again.feature_map, expected.flip(0), atol=1e-5)
+    again.patches.sum().backward()
+    assert encoder.proj.weight.grad is not None
+    assert not [name for name in encoder.state_dict() if "memory" in name]
+
+
+def test_pixels_that_need_a_gradient_get_it():
+    encoder = PatchEncoder(TimmBackbone("test_resnet"), 8, (2, 2), freeze_at=5, remember=3)
+    image = torch.randn(2, 3, 64, 64)
+    encoder(image)
+    encoder(image.requires_grad_()).patches.sum().backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_a_backbone_that_learns_is_not_remembered():
+    with pytest.raises(UserError, match=r"set patch_encoder\.freeze_at=5"):
+        PatchEncoder(TimmBackbone("test_resnet"), 8, freeze_at=4, remember=3)

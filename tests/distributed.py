@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# What takes seconds to import is imported once, in a server that every process is forked from.
+set_forkserver_preload(["torch", "torchmetrics", "lightning", "tests.small"])
+
 
 def run_distributed(fn: Callable, world_size: int, *args: Any) -> list[Any]:
-    """`fn(rank, world_size, *args)` in `world_size` spawned processes of one gloo group: what each returned, by rank.
+    """`fn(rank, world_size, *args)` in `world_size` fresh processes of one gloo group: what each returned, by rank.
 
-    `fn` must be a function of a module (spawned processes import it by name); arguments and results must pickle. An exception in any
+    `fn` must be a function of a module (the processes import it by name); arguments and results must pickle. An exception in any
     rank ends all of them and is raised here with its traceback.
     """
     with tempfile.TemporaryDirectory() as directory:
-        mp.spawn(_worker, (world_size, directory, fn, args), nprocs=world_size)
+        mp.start_processes(_worker, (world_size, directory, fn, args), nprocs=world_size, start_method="forkserver")
         return [torch.load(Path(directory, f"{rank}.pt"), weights_only=False) for rank in range(world_size)]
 
 

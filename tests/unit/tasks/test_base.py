@@ -1,0 +1,135 @@
+"""Parameter groups, schedules, logging and the optimiser of a task."""
+
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch.utils.data import DataLoader
+
+from crossvit.objectives.contrastive import ContrastiveLoss
+from crossvit.tasks.base import parameter_groups
+from crossvit.tasks.cross_modal import MAX_LOGIT_SCALE, CrossModalTask
+from crossvit.tasks.schedules import constant, cosine
+from tests.small import cross_modal, cross_vit, pairs
+
+
+def names_by_group(network, groups) -> list[set[str]]:
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    return [{names[id(parameter)] for parameter in group["params"]} for group in groups]
+
+
+class TestParameterGroups:
+    def test_what_is_not_decayed(self):
+        model = cross_vit()
+        groups = parameter_groups(model, 0.5, {})
+        assert {group["lr"] for group in groups} == {0.5}
+        plain = [g for g in groups if "weight_decay" not in g]
+        bare = [g for g in groups if g.get("weight_decay") == 0.0]
+        assert len(plain) == len(bare) == 1
+        decayed, not_decayed = names_by_group(model, [*plain, *bare])
+        assert decayed | not_decayed == {name for name, _ in model.named_parameters()}
+        for name, parameter in model.named_parameters():
+            words = ("norm", "bias", "position", "logit_scale", "cls", "modality")
+            assert (name in not_decayed) == (parameter.dim() < 2 or any(w in name.split(".")[-1] for w in words)), name
+        assert {"logit_scale", "vision.position", "text_encoder.position", "fusion.modality"} <= not_decayed
+        assert {"text_encoder.token_embedding.weight", "patch_encoder.proj.weight"} <= decayed
+
+    def test_the_longest_prefix_sets_the_rate(self):
+        model = cross_vit()
+        groups = parameter_groups(model, 1.0, {"patch_encoder": 0.1, "patch_encoder.proj": 2.0, "fusion": 0.0})
+        for group, names in zip(groups, names_by_group(model, groups), strict=True):
+            for name in names:
+                expected = 1.0
+                if name.startswith("fusion"):
+                    expected = 0.0
+                elif name.startswith("patch_encoder"):
+                    expected = 2.0 if name.startswith("patch_encoder.proj") else 0.1
+                assert group["lr"] == pytest.approx(expected), name
+
+    def test_an_unknown_prefix_is_named(self):
+        with pytest.raises(ValueError, match="no parameter starts with 'patch_encodr'"):
+            parameter_groups(cross_vit(), 1.0, {"patch_encodr": 0.1})
+
+    def test_frozen_parameters_are_in_no_group(self):
+        model = cross_vit()
+        model.vision.requires_grad_(False)
+        names = set().union(*names_by_group(model, parameter_groups(model, 1.0, {})))
+        assert not any(name.startswith("vision.") for name in names)
+
+    def test_an_optimizer_without_a_rate(self):
+        task = CrossModalTask(cross_vit(), {"itc": ContrastiveLoss()}, optimizer=torch.optim.SGD, schedule=cosine)
+        with pytest.raises(ValueError, match="must carry lr"):
+            task._base_rate()
+
+
+class TestSchedules:
+    def test_cosine_by_hand(self):
+        # 10 of 100 steps warm up, then half a cosine from 1 to .2
+        factor = partial(cosine, total_steps=100, warmup=0.1, floor=0.2)
+        assert [factor(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+        assert factor(10) == pytest.approx(1.0)
+        assert factor(55) == pytest.approx(0.6)
+        assert factor(100) == pytest.approx(0.2)
+        assert factor(1000) == pytest.approx(0.2)
+
+    def test_constant_by_hand(self):
+        assert [constant(s, 20, warmup=0.2) for s in (0, 1, 3, 4, 19)] == pytest.approx([0.25, 0.5, 1, 1, 1])
+        assert constant(0, 20) == 1
+
+    @pytest.mark.parametrize("schedule", [cosine, constant])
+    @pytest.mark.parametrize("total", [1, 2, 7])
+    def test_a_factor_for_every_step_of_a_short_run(self, schedule, total):
+        factors = [schedule(step, total) for step in range(total + 1)]
+        assert all(0 <= factor <= 1 for factor in factors)
+        assert factors[0] > 0
+
+
+class Recorder(DummyLogger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict] = []
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.rows.append({"step": step, **metrics})
+
+
+def fit(task, batches, epochs=1, **settings):
+    recorder = Recorder()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=recorder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(task, DataLoader(batches, batch_size=None))
+    return recorder.rows
+
+
+def test_a_fit_follows_the_schedule_clamps_the_scale_and_leaves_frozen_parts_alone():
+    task = cross_modal({"itc": ContrastiveLoss(0.5)})
+    task._lr_scale = {"patch_encoder": 0.1}
+    task.model.logit_scale.data.fill_(9.0)
+    before = {name: value.clone() for name, value in task.export().items()}
+    rows = fit(task, [pairs(range(4), seed=s) for s in range(5)], epochs=2, log_every_n_steps=2)
+    after = task.export()
+    assert task.model.logit_scale.item() <= MAX_LOGIT_SCALE
+    for name, value in after.items():
+        assert torch.equal(value, before[name]) == name.startswith(("fusion.", "itm.", "relation.", "two_image.")), name
+    rows = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in rows] == [1, 3, 5, 7, 9]  # the steps that a logger writes, no other
+    assert {"train/itc/loss", "train/itc/weighted", "train/itc/logit_scale", "train/lr", "epoch"} <= set(rows[0])
+    assert all(row["train/itc/weighted"] == pytest.approx(0.5 * row["train/itc/loss"]) for row in rows)
+    first = task.optimizers().param_groups[0]["initial_lr"]
+    assert [row["train/lr"] for row in rows] == pytest.approx([first * cosine(row["step"], 10) for row in rows])
+
+
+def test_export_is_plain_and_on_the_cpu():
+    task = cross_modal(["itc"])
+    exported = task.export()
+    assert all(type(value) is torch.Tensor and not value.requires_grad for value in exported.values())
+    assert all(value.is_contiguous() for value in exported.values())

@@ -1,15 +1,27 @@
 """From a resolved config to objects: tokenizer, data, model, task, trainer.
 
-Configs that travel with weights come from strangers, so a `_target_` outside TRUSTED is refused before anything is imported.
+Configs that travel with weights come from strangers, so what a `_target_` names must be one of TRUSTED.
 """
 
+import inspect
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.errors import UserError
 
-TRUSTED = ("crossvit.", "timm.", "open_clip.", "torch.", "lightning.")
+ROOMS = ("models", "data", "objectives", "tasks", "evaluation", "callbacks", "loggers")
+TRUSTED = (
+    *(f"crossvit.{room}." for room in ROOMS),
+    "timm.",
+    "open_clip.",
+    "torch.nn.",
+    "torch.optim.",
+    "lightning.pytorch.",
+    "lightning.Trainer",
+)
+"""Where the classes lie that a config may name, and their class methods."""
+TRUSTED_FUNCTIONS = ("crossvit.tasks.schedules.", "crossvit.loggers.")
 
 
 def make(node: DictConfig, **arguments: Any) -> Any:
@@ -27,20 +39,40 @@ def make(node: DictConfig, **arguments: Any) -> Any:
 
 
 def require_trusted(node: Any) -> None:
-    """Raises UserError naming the first `_target_` that is not of this project or a library it builds on."""
+    """Raises UserError naming the first `_target_` that is not of this project or a library it builds on.
+
+    The name alone does not tell: `torch.os.system` begins with `torch.` too. What it names must be defined where it is said to be.
+    """
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     pending = [plain]
     while pending:
         item = pending.pop()
         if isinstance(item, dict):
-            target = item.get("_target_")
-            if target is not None and not str(target).startswith(TRUSTED):
-                raise UserError(
-                    f"_target_={target}: only {', '.join(t + '*' for t in TRUSTED)} may be built from a config"
-                )
+            if item.get("_target_") is not None:
+                _require_trusted_target(str(item["_target_"]))
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
+
+
+def _require_trusted_target(target: str) -> None:
+    from hydra.utils import get_object
+
+    refused = UserError(
+        f"_target_={target}: only classes of {', '.join(t.rstrip('.') for t in TRUSTED)} may be built from a config"
+    )
+    if not target.startswith(TRUSTED) or any(part.startswith("_") for part in target.split(".")):
+        raise refused
+    try:
+        found = get_object(target)
+    except Exception as error:
+        raise UserError(f"_target_={target}: cannot be imported ({type(error).__name__})") from error
+    home = str(getattr(found, "__module__", ""))
+    made_by_class = isinstance(found, type) or (inspect.ismethod(found) and isinstance(found.__self__, type))
+    if home.partition(".")[0] != target.partition(".")[0]:
+        raise refused
+    if not (made_by_class or f"{home}.".startswith(TRUSTED_FUNCTIONS)):
+        raise refused
 
 
 def build_tokenizer(cfg: DictConfig):

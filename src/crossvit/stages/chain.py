@@ -32,21 +32,30 @@ def run_chain(overrides: list[str], primary: str = "train") -> list[ChainLink]:
     configs = chain_configs(overrides, primary)
     for config in configs:
         check_signatures(config.cfg)
+    modules = [open_data(config) for config in configs]  # all of them, before the first is trained
     links: list[ChainLink] = []
-    for config in configs:
-        links.append(ensure(config, links[-1].stored if links else None))
+    for config, data in zip(configs, modules, strict=True):
+        links.append(ensure(config, data, links[-1].stored if links else None))
     return links
 
 
-def ensure(config: StageConfig, parent: StoredStage | None) -> ChainLink:
-    """Takes the stage from the store, or trains it there. Two jobs that need the same stage train it once: the second waits."""
+def open_data(config: StageConfig):
+    """The stage's LightningDataModule, its layout checked. Raises UserError naming the stage."""
     from crossvit.stages.build import build_data, build_tokenizer
     from crossvit.stages.corpus import prepare_corpus
 
+    try:
+        prepare_corpus(config.cfg, config.cfg.data)
+        data = build_data(config.cfg.data, build_tokenizer(config.cfg))
+        data.validate()
+    except UserError as error:
+        raise UserError(f"stage {config.name}: {error}") from None
+    return data
+
+
+def ensure(config: StageConfig, data, parent: StoredStage | None) -> ChainLink:
+    """Takes the stage from the store, or trains it there. Two jobs that need the same stage train it once: the second waits."""
     cfg = config.cfg
-    prepare_corpus(cfg, cfg.data)
-    data = build_data(cfg.data, build_tokenizer(cfg))
-    data.validate()
     manifest = data.manifest()
     mark = fingerprint(cfg, parent.fingerprint if parent else None, manifest)
     store = StageStore(Path(cfg.paths.store))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from crossvit.errors import UserError
 from crossvit.evaluation.subject import Measurement, Subject
 from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import Cell
@@ -46,9 +47,7 @@ def evaluate_stages(
             plain = OmegaConf.to_container(entry, resolve=True)
             address = json.dumps([plain["data"], OmegaConf.to_container(cfg.tokenizer, resolve=True)])
             if address not in opened:
-                prepare_corpus(cfg, entry.data)
-                opened[address] = build_data(entry.data, build_tokenizer(cfg), train_split=None)
-                opened[address].validate()
+                opened[address] = open_data(cfg, name, entry)
             data = opened[address]
             plain["data"] = {key: value for key, value in plain["data"].items() if not key.endswith(("root", "roots"))}
             key = hashlib.sha256(json.dumps([plain, data.manifest()], sort_keys=True).encode()).hexdigest()[:16]
@@ -61,6 +60,24 @@ def evaluate_stages(
             measurements = [Measurement.from_json(row) for row in json.loads(kept.read_text())]
             cells += [to_cell(m, stored, cfg) for m in measurements]
     return cells
+
+
+def check_suite(cfg: DictConfig) -> None:
+    """Raises UserError where the data of a test is not what it should be; a pipeline asks before it trains."""
+    for name, entry in cfg.suite.items():
+        if entry is not None:
+            open_data(cfg, name, entry)
+
+
+def open_data(cfg: DictConfig, name: str, entry: DictConfig):
+    """The LightningDataModule of one entry of the suite, its layout checked."""
+    try:
+        prepare_corpus(cfg, entry.data)
+        data = build_data(entry.data, build_tokenizer(cfg), train_split=None)
+        data.validate()
+    except UserError as error:
+        raise UserError(f"suite.{name}: {error}") from None
+    return data
 
 
 def load_subject(stored: StoredStage, cfg: DictConfig) -> Subject:

@@ -41,6 +41,10 @@ class Tokenizer(ABC):
     def ids(self, text: str) -> list[int]:
         """Ids of one text with its special tokens, at most `context_length` of them."""
 
+    @abstractmethod
+    def pieces(self, text: str) -> list[str]:
+        """What `ids` cuts a text into, one piece an id, to be read by people."""
+
     def encode(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenise and pad to the longest text of the batch.
 
@@ -94,6 +98,9 @@ class WordTokenizer(Tokenizer):
         words = self._WORD.findall(text.lower())
         return self._framed([self._id.get(word, self.UNKNOWN) for word in words], self.CLS, self.EOS)
 
+    def pieces(self, text: str) -> list[str]:
+        return [self.words[i] for i in self.ids(text)]
+
 
 class ClipTokenizer(Tokenizer):
     """CLIP's byte-pair encoding as open_clip ships it: `<start_of_text> ... <end_of_text>`, padded with 0.
@@ -117,6 +124,9 @@ class ClipTokenizer(Tokenizer):
     def ids(self, text: str) -> list[int]:
         ids = [i for i in self._bpe.encode(text) if i not in self._special]
         return self._framed(ids, self._bpe.sot_token_id, self._bpe.eot_token_id)
+
+    def pieces(self, text: str) -> list[str]:
+        return [self._bpe.decode([i]).strip() for i in self.ids(text)]
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -154,6 +164,9 @@ class HuggingFaceTokenizer(Tokenizer):
             self.truncated += 1
             ids = self._tokenizer(text, truncation=True, max_length=self.context_length)["input_ids"]
         return ids
+
+    def pieces(self, text: str) -> list[str]:
+        return self._tokenizer.convert_ids_to_tokens(self.ids(text))
 
 
 def _as_list(texts: str | Sequence[str]) -> Sequence[str]:

@@ -26,7 +26,7 @@ def wandb_logger(
 
     directory = Path(save_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
+    logger = WandbLogger(
         save_dir=str(directory),
         name=name,
         id=_kept_id(directory / f"wandb-{name.replace('/', '_')}.id"),
@@ -38,6 +38,8 @@ def wandb_logger(
         resume="allow",
         settings=wandb.Settings(silent=True, console="off"),
     )
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it on as None, of which wandb warns
+    return logger
 
 
 def _kept_id(path: Path) -> str:

@@ -131,3 +131,14 @@ def test_hugging_face_folder_without_tokenizer(tmp_path):
 def test_context_too_short():
     with pytest.raises(ValueError, match="at least 3"):
         WordTokenizer("scenes", 2)
+
+
+def test_pieces_can_be_read(request):
+    for tokenizer in all_tokenizers(request):
+        assert [piece for piece in tokenizer.pieces("A red circle") if piece in ("a", "red", "circle")] == [
+            "a",
+            "red",
+            "circle",
+        ]
+        for text in STRANGE:
+            assert len(tokenizer.pieces(text)) == len(tokenizer.ids(text))

@@ -33,6 +33,11 @@ def test_online_with_a_key_in_netrc(no_key, tmp_path):
     assert wandb_logger(tmp_path, "a")._offline is False
 
 
+def test_nothing_that_wandb_warns_of(no_key, tmp_path, capfd):
+    wandb_logger(tmp_path, "coco").experiment.finish()
+    assert "WARNING" not in capfd.readouterr().err
+
+
 def test_a_resumed_run_keeps_its_id(no_key, tmp_path):
     first = wandb_logger(tmp_path, "coco").version
     assert wandb_logger(tmp_path, "coco").version == first

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from yaml import YAMLError
 
 from crossvit.errors import UserError
 from crossvit.models.crossvit import CrossViT
@@ -13,6 +15,16 @@ from crossvit.stages.build import build_model
 from crossvit.stages.store import CONFIG, PROVENANCE, WEIGHTS
 
 CHAIN = "chain.json"
+NEEDED = (
+    "patch_encoder",
+    "vision",
+    "text_encoder",
+    "fusion",
+    "tokenizer",
+    "model.embed_dim",
+    "data.image_size",
+    "seed",
+)
 INITIAL_WEIGHTS = ("patch_encoder.backbone.checkpoint", "patch_encoder.backbone.pretrained", "text_encoder.pretrained")
 
 
@@ -27,7 +39,8 @@ def stage_directories(path: Path) -> list[Path]:
         raise UserError(f"{path}: neither a stage ({WEIGHTS}) nor a run ({CHAIN}); give one of those directories")
     try:
         stages = [(path / stage["path"]).resolve() for stage in json.loads((path / CHAIN).read_text())]
-    except (ValueError, KeyError, TypeError):
+        stages[-1]
+    except (ValueError, LookupError, TypeError):
         raise UserError(f"{path / CHAIN} is damaged: run the command that made it again") from None
     for stage in stages:
         if not (stage / WEIGHTS).is_file():
@@ -39,8 +52,13 @@ def stored_config(directory: Path) -> DictConfig:
     """The stage's config, without the files its network was initialised from: its own weights take their place."""
     try:
         cfg = OmegaConf.load(directory / CONFIG)
+        complete = all(OmegaConf.select(cfg, key) is not None for key in NEEDED)
     except FileNotFoundError:
         raise UserError(f"{directory}: no {CONFIG}, so this is no stored stage") from None
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError, AttributeError, TypeError):
+        complete = False
+    if not complete:
+        raise UserError(f"{directory / CONFIG} is damaged: it does not say how the model is built")
     for key in INITIAL_WEIGHTS:
         if OmegaConf.select(cfg, key):
             OmegaConf.update(cfg, key, False if key.endswith(".pretrained") and "backbone" in key else None)
@@ -54,7 +72,10 @@ def restore_model(directory: Path, cfg: DictConfig) -> tuple[CrossViT, dict[str,
     """
     import lightning as L
 
-    provides = tuple(json.loads((directory / PROVENANCE).read_text())["provides"])
+    try:
+        provides = tuple(json.loads((directory / PROVENANCE).read_text())["provides"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{directory / PROVENANCE} is missing or damaged: it says what the stage hands on") from None
     weights = read_state_dict(directory / WEIGHTS)
     L.seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg)

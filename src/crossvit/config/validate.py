@@ -181,5 +181,5 @@ def _resolved(cfg: DictConfig) -> dict:
         return OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or "config"
-        cause = error.__cause__ if isinstance(error.__cause__, UserError) else error
-        raise UserError(f"{where}: {str(cause).splitlines()[0]}") from error
+        message = str(error).splitlines()[0].removeprefix("UserError raised while resolving interpolation: ")
+        raise UserError(f"{where}: {message}") from error

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# What takes seconds to import is imported once, in a server that every process is forked from.
-set_forkserver_preload(["torch", "torchmetrics", "lightning", "tests.small"])
+import tests.forked  # noqa: F401, what the server of these processes imports
 
 
 def run_distributed(fn: Callable, world_size: int, *args: Any) -> list[Any]:

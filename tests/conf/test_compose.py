@@ -19,18 +19,16 @@ PRIMARIES = sorted(path.stem for path in CONF.glob("*.yaml"))
 OPTIONS = [(group, option) for group, options in config_groups(CONF).items() for option in options]
 
 
-def needed(cfg_of, overrides: list[str]) -> list[str]:
-    """Fills what a recipe leaves to the user (`???`) with a placeholder, until the config has no gap."""
+def filled_chain(overrides: list[str], primary: str):
+    """The chain of configs, with a placeholder for each value that a recipe leaves to the user (`???`)."""
     for _ in range(10):
         try:
-            cfg_of(overrides)
+            return chain_configs(overrides, primary)
         except UserError as error:
             before, marker, _ = str(error).partition(": has no value yet")
             if not marker:
                 raise
             overrides = [*overrides, f"{before.rpartition(': ')[2]}=placeholder"]
-        else:
-            return overrides
     raise AssertionError(f"gaps without end: {overrides}")
 
 
@@ -70,10 +68,7 @@ def test_primary(primary):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option(group, option):
-    def chain(overrides):
-        return chain_configs(overrides, primary_for(group))
-
-    for link in chain(needed(chain, overrides_for(group, option))):
+    for link in filled_chain(overrides_for(group, option), primary_for(group)):
         check_signatures(link.cfg)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
+from crossvit.config import current_invocation
 from crossvit.report.atomic import write_atomically
 from crossvit.stages.chain import ChainLink
 from crossvit.stages.restore import CHAIN
@@ -18,7 +19,7 @@ def run_directory() -> Path:
 
 def task_overrides() -> list[str]:
     """What the user gave on the command line, for this job of a sweep."""
-    return list(HydraConfig.get().overrides.task)
+    return current_invocation().overrides
 
 
 def write_chain(directory: Path, links: list[ChainLink]) -> None:

@@ -47,6 +47,11 @@ def explain(error: Exception, primary: str, overrides: list[str], config_dir: st
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and "No match in the defaults list" not in text:
         return _unknown_key(unknown.group(1), primary, overrides, config_dir)
+    where = re.match(r"In '([^']+)': Could not override '([^'@=]+)", text)
+    if where and where.group(2) in _groups():
+        return (
+            f"{where.group(1)} overrides {where.group(2)!r}, which {primary} does not have: use it with another command"
+        )
     unknown = re.search(r"Override [^ ]+ looks like a config group.*config group '([^']+)' does not exist", text)
     if unknown or (unknown := re.search(r"Could not override '([^'@=]+)", text)):
         return f"no config group {unknown.group(1)!r} in {primary}.{suggest(unknown.group(1), _groups())}"

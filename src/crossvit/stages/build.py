@@ -100,25 +100,21 @@ def build_model(cfg: DictConfig):
 
 
 def build_task(cfg: DictConfig, num_classes: int | None = None):
-    """The LightningModule that `stage.task` names, with its freshly initialised network."""
-    settings = {
-        "optimizer": make(cfg.optimizer.algorithm),
-        "schedule": make(cfg.scheduler),
-        "lr_scale": OmegaConf.to_container(cfg.optimizer.lr_scale, resolve=True),
-    }
-    model = build_model(cfg)
+    """The LightningModule that `stage.task` names; it builds, and initialises, no more of the model than it trains."""
+    lr_scale = OmegaConf.to_container(cfg.optimizer.lr_scale) if cfg.optimizer.lr_scale else {}
+    settings = {"optimizer": make(cfg.optimizer.algorithm), "schedule": make(cfg.scheduler), "lr_scale": lr_scale}
     if cfg.stage.task == "cross_modal":
         from crossvit.tasks.cross_modal import CrossModalTask
 
         terms = {name: make(term) for name, term in cfg.objective.items()}
-        return CrossModalTask(model, terms, seed=cfg.seed, **settings)
-    loss = make(cfg.objective.classification)
+        return CrossModalTask(build_model(cfg), terms, seed=cfg.seed, **settings)
+    settings["loss"] = make(cfg.objective.classification)
     if cfg.stage.task == "patch_encoder":
         from crossvit.tasks.patch_encoder import PatchEncoderTask
 
-        return PatchEncoderTask(model.patch_encoder, num_classes, loss=loss, **settings)
+        return PatchEncoderTask(make(cfg.patch_encoder), num_classes, **settings)
     if cfg.stage.task == "visual_transformer":
         from crossvit.tasks.visual_transformer import VisualTransformerTask
 
-        return VisualTransformerTask(model.patch_encoder, model.vision, num_classes, loss=loss, **settings)
+        return VisualTransformerTask(make(cfg.patch_encoder), make(cfg.vision), num_classes, **settings)
     raise UserError(f"stage.task={cfg.stage.task}: choose patch_encoder, visual_transformer or cross_modal")

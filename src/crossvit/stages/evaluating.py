@@ -29,15 +29,15 @@ def evaluate_stages(
 ) -> list[Cell]:
     """The cells of each stage on every entry of a suite.
 
-    The suite's interpolations (picture size, corpus) are those of the stage's own config; `paths`, and what `scenes` holds of the corpus,
-    come from the caller. What was measured is kept beside the stage, under a hash of the entry and its data, so that asking again costs
-    nothing.
+    Interpolations in the suite and in `paths` (picture size, corpus) are read in the stage's own config; `paths`, and what `scenes` holds
+    of the corpus, come from the caller. What was measured is kept beside the stage, under a hash of the entry and its data, so that
+    asking again costs nothing.
     """
     cells: list[Cell] = []
     opened: dict[str, Any] = {}
     for stored in stages:
         cfg = stored_config(stored.path)
-        cfg.paths = OmegaConf.to_container(paths, resolve=True)
+        cfg.paths = OmegaConf.to_container(paths)
         cfg.suite = OmegaConf.to_container(suite)
         cfg.scenes.update(dict(scenes or {}))
         subject = None

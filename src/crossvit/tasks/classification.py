@@ -34,4 +34,5 @@ class ClassificationTask(Task):
         rows = self.val_rows.compute()
         self.val_rows.reset()
         for k in (1, 5):
-            self.log(f"val/acc@{k}", classification_accuracy(rows["logits"], rows["label"], k).mean(), prog_bar=True)
+            accuracy = classification_accuracy(rows["logits"], rows["label"], k).mean()
+            self.log(f"val/acc@{k}", accuracy, prog_bar=True, sync_dist=True)

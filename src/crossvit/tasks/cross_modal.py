@@ -90,13 +90,15 @@ class CrossModalTask(Task):
         for metric in (self.val_images, self.val_texts, self.val_pairs):
             metric.reset()
         if pairs:
-            self.log("val/accuracy", classification_accuracy(pairs["logits"], pairs["label"], 1).mean(), prog_bar=True)
+            accuracy = classification_accuracy(pairs["logits"], pairs["label"], 1).mean()
+            self.log("val/accuracy", accuracy, prog_bar=True, sync_dist=True)
         if images and texts:
             corpus = ImageTextPairs(images["image_id"], texts["image_id"], texts["text_id"])
             for direction, result in embedding_retrieval(images["embedding"], texts["embedding"], corpus).items():
                 short = {IMAGE_TO_TEXT: "i2t", TEXT_TO_IMAGE: "t2i"}[direction]
                 for k in (1, 5):
-                    self.log(f"val/{short}/acc@{k}", result.accuracy(k).mean().float(), prog_bar=k == 1)
+                    accuracy = result.accuracy(k).mean().float().to(self.device)
+                    self.log(f"val/{short}/acc@{k}", accuracy, prog_bar=k == 1, sync_dist=True)
 
 
 def pair_state(model: CrossViT, batch: PairBatch, uniform=None) -> PairState:

@@ -75,7 +75,6 @@ def test_is_16_hex_digits_and_stable(base):
         ["trainer.limit_train_batches=2"],
         ["trainer.limit_train_batches=1"],
         ["callbacks=early_stopping"],
-        ["stage.mode=min"],
     ],
     ids=lambda o: " ".join(o),
 )

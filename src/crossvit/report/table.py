@@ -168,9 +168,9 @@ class TerminalTable:
             *names, backbone = self.table.row_cells(row)
             grid.add_row(Text(" | ".join(names), style="bold"), Text(backbone, style="bold"))
             for task in self.table.tasks:
-                grid.add_row(
-                    Text(heading(task)), self._entry(row, task, room), end_section=task == self.table.tasks[-1]
-                )
+                if task in SOURCE_TASKS or self.table.entry(row, task):
+                    grid.add_row(Text(heading(task)), self._entry(row, task, room))
+            grid.add_section()
         return grid
 
     def _entry(self, row: Row, task: str, width: int) -> Text:

@@ -20,7 +20,7 @@ from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
-DATASETS = {"imagenet": "ImageNet", "imagenet_vit": "ImageNet (ViT)", "coco": "COCO", "vlr": "VLR"}
+DATASETS = {"imagenet": "ImageNet", "imagenet_vit": "ImageNet (ViT)", "coco": "COCO", "vlr": "VLR", "vlr_medium": "VLR (medium)"}
 """What the table calls the data a stage was trained on last."""
 
 

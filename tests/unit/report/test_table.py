@@ -72,7 +72,7 @@ def test_markdown_has_the_shape_of_the_source():
     header, rule, *rows = markdown_rows(Table(CHAIN))
     assert header == [
         "Dataset", "Backbone", "VQCMI: natural-image matching", "MIMIC-III: medical (MIMIC-CXR layout)", "Classification",
-        "VLR true/false", "Twins",
+        "VLR true/false", "Caption or twin",
     ]  # fmt: skip
     assert set(rule) == {"---"} and len(rule) == len(header)
     assert [row[:2] for row in rows] == [["ImageNet", "ConvStem"], ["COCO", "ConvStem"], ["VLR", "CrossViT"]]

@@ -100,7 +100,9 @@ def test_what_is_added_runs(checkout):
     stored = [json.loads(path.read_text()) for path in checkout.glob("runs/stages/*/provenance.json")]
     datasets = [stage["data"]["dataset"] for stage in stored]
     assert "StatementTableDataModule" in datasets
-    assert len([stage for stage in stored if stage["stage"] == "imagenet"]) >= 3  # mobilenet, depthwise, and the default
+    assert (
+        len([stage for stage in stored if stage["stage"] == "imagenet"]) >= 3
+    )  # mobilenet, depthwise, and the default
 
 
 def test_configs_of_ones_own_need_no_checkout(checkout, tmp_path):

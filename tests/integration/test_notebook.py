@@ -16,5 +16,7 @@ def test_explore(smoke, monkeypatch):
         notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "notebooks")}}
     )
     client.execute()
-    drawn = [output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    drawn = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
     assert len(drawn) == 3  # retrieval, pairing over the picture, pairing by layer

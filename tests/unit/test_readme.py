@@ -1,5 +1,6 @@
 """What the documents show works: every command composes, every file of "Add to it" runs, every link leads somewhere."""
 
+import ast
 import csv
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from crossvit.cli import COMMANDS, _data_overrides
 from crossvit.config import chain_configs, check_signatures, compose, validate
 from crossvit.data import scenes
-from tests.documents import DOCUMENTS, ROOT, commands, files
+from tests.documents import DOCUMENTS, ROOT, blocks, commands, files
 
 README = ROOT / "README.md"
 ADDED = files(README)
@@ -61,6 +62,42 @@ def test_command_composes(shown):
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
         assert "://" in target or (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_picture_of_the_house_is_the_import_graph():
+    """Every import between two rooms runs along the arrows, and every arrow stands for an import."""
+    picture = next(block.text for block in blocks(README) if block.text.startswith("flowchart TD"))
+    arrows = set(re.findall(r"^ *(\w+).*?--> (\w+)", picture, re.MULTILINE))
+    rooms = {room for arrow in arrows for room in arrow}
+    imports = {(room, other) for room, other in imports_between_rooms() if {room, other} <= rooms}
+    run_by_name = {("cli", "commands")}  # import_module
+    assert arrows <= imports | run_by_name, f"no such import: {arrows - imports - run_by_name}"
+    below = {room: reachable(room, arrows) for room in rooms}
+    against = {(room, other) for room, other in imports if other not in below[room]}
+    assert not against, f"imports that the picture does not show: {against}"
+    assert all(room not in below[room] for room in rooms)
+
+
+def imports_between_rooms() -> set[tuple[str, str]]:
+    source = ROOT / "src" / "crossvit"
+    found = set()
+    for path in source.rglob("*.py"):
+        room = path.relative_to(source).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("crossvit."):
+                found.add((room, node.module.split(".")[1]))
+    return {(room, other) for room, other in found if room != other}
+
+
+def reachable(room: str, arrows: set[tuple[str, str]]) -> set[str]:
+    found: set[str] = set()
+    pending = [room]
+    while pending:
+        new = {other for start, other in arrows if start == pending[-1]} - found
+        pending.pop()
+        found |= new
+        pending += new
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ class Task(L.LightningModule):
         self._optimizer = optimizer
         self._schedule = schedule
         self._lr_scale = dict(lr_scale or {})
+        self._total_steps: int | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -42,9 +43,20 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         optimizer = self._optimizer(parameter_groups(self.network, self._base_rate(), self._lr_scale))
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._schedule(step, total))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Learns how long the training is. Asked in `configure_optimizers`, Lightning would open the training data before it restores a
+        checkpoint, and a resumed run would begin with the first samples again."""
+        self._total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler, optimizer = self.lr_schedulers(), self.optimizers()
+        scheduler._last_lr = [rate * self._factor(scheduler.last_epoch) for rate in scheduler.base_lrs]
+        for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
+
+    def _factor(self, step: int) -> float:
+        return 1.0 if self._total_steps is None else self._schedule(step, self._total_steps)
 
     def log_figures(self, figures: Mapping[str, Tensor], prefix: str = "train") -> None:
         """Logs a step's figures, only in the steps that a logger writes: `self.log` costs more than a small model's layer."""

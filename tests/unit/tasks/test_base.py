@@ -5,6 +5,7 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
@@ -126,6 +127,40 @@ def test_a_fit_follows_the_schedule_clamps_the_scale_and_leaves_frozen_parts_alo
     assert all(row["train/itc/weighted"] == pytest.approx(0.5 * row["train/itc/loss"]) for row in rows)
     first = task.optimizers().param_groups[0]["initial_lr"]
     assert [row["train/lr"] for row in rows] == pytest.approx([first * cosine(row["step"], 10) for row in rows])
+
+
+class Data(L.LightningDataModule):
+    """Notes how far training is when its loader is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_at: list[int] = []
+
+    def train_dataloader(self) -> DataLoader:
+        self.asked_at.append(self.trainer.global_step)
+        return DataLoader([pairs(range(4), seed=s) for s in range(5)], batch_size=None)
+
+
+def test_a_resumed_fit_opens_its_data_where_it_stands_and_keeps_the_schedule(tmp_path):
+    rates = {}
+    for name, checkpoint in (("whole", None), ("resumed", str(tmp_path / "3.ckpt"))):
+        task, recorder, data = cross_modal(["itc"]), Recorder(), Data()
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            logger=recorder,
+            log_every_n_steps=1,
+            callbacks=[ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=3)],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        if checkpoint:
+            (tmp_path / "step=3.ckpt").rename(checkpoint)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        assert data.asked_at == [3 if checkpoint else 0]
+        rates[name] = [row["train/lr"] for row in recorder.rows if "train/lr" in row]
+    assert rates["whole"] == pytest.approx([1e-3 * cosine(step, 10) for step in range(10)])
+    assert rates["resumed"] == rates["whole"][3:]
 
 
 def test_export_is_plain_and_on_the_cpu():

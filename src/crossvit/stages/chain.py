@@ -33,6 +33,8 @@ def run_chain(overrides: list[str], primary: str = "train") -> list[ChainLink]:
     for config in configs:
         check_signatures(config.cfg)
     modules = [open_data(config) for config in configs]  # all of them, before the first is trained
+    for config in configs:
+        check_lr_scale(config)
     links: list[ChainLink] = []
     for config, data in zip(configs, modules, strict=True):
         links.append(ensure(config, data, links[-1].stored if links else None))
@@ -51,6 +53,19 @@ def open_data(config: StageConfig):
     except UserError as error:
         raise UserError(f"stage {config.name}: {error}") from None
     return data
+
+
+def check_lr_scale(config: StageConfig) -> None:
+    """Raises UserError where a factor of the learning rate names no part of the stage's network."""
+    if config.cfg.optimizer.lr_scale:
+        from crossvit.stages.build import build_task
+        from crossvit.tasks.base import parameter_groups
+
+        task = build_task(config.cfg, num_classes=1)
+        try:
+            parameter_groups(task.network, 1.0, config.cfg.optimizer.lr_scale)
+        except UserError as error:
+            raise UserError(f"stage {config.name}: {error}") from None
 
 
 def ensure(config: StageConfig, data, parent: StoredStage | None) -> ChainLink:
@@ -96,9 +111,17 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
         close(trainer.loggers)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    weights = task.export()
+    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        last.unlink(missing_ok=True)  # nothing to go on from
+        raise UserError(
+            f"stage {config.name}: {len(broken)} of {len(weights)} tensors are not finite any more ({broken[0]}, ...): lower "
+            "optimizer.lr, or see where it begins with debug=anomaly"
+        )
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return claim.commit(
-        weights=task.export(),
+        weights=weights,
         config=OmegaConf.to_yaml(cfg, resolve=True),
         provenance={
             "stage": config.name,

@@ -4,7 +4,11 @@ from collections.abc import Callable, Mapping
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
+
+from crossvit.errors import UserError
 
 NO_DECAY = ("logit_scale", "position", "cls", "modality", "query")
 
@@ -55,6 +59,15 @@ class Task(L.LightningModule):
         for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
             group["lr"] = rate
 
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Lightning refuses to clip under a fused optimiser and any mixed precision; only a loss scaler stands in the way of it."""
+        precision = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(precision, MixedPrecision) and precision.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def _factor(self, step: int) -> float:
         return 1.0 if self._total_steps is None else self._schedule(step, self._total_steps)
 
@@ -77,11 +90,14 @@ class Task(L.LightningModule):
 def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, float]) -> list[dict]:
     """Groups by learning rate and weight decay, of the parameters that require a gradient.
 
-    Vectors (norms, biases) and the tables and scalars named in NO_DECAY are not decayed.
+    Vectors (norms, biases) and the tables and scalars named in NO_DECAY are not decayed. Raises UserError for a prefix that no parameter has.
     """
     unused = [prefix for prefix in lr_scale if not any(n.startswith(prefix) for n, _ in network.named_parameters())]
     if unused:
-        raise ValueError(f"optimizer.lr_scale: no parameter starts with {unused[0]!r}")
+        parts = sorted({name.split(".")[0] for name, _ in network.named_parameters()})
+        raise UserError(
+            f"optimizer.lr_scale.{unused[0]}: no parameter's name begins so; the parts are {', '.join(parts)}"
+        )
     groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:

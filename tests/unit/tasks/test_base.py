@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
+from crossvit.errors import UserError
 from crossvit.objectives.contrastive import ContrastiveLoss
 from crossvit.tasks.base import parameter_groups
 from crossvit.tasks.cross_modal import MAX_LOGIT_SCALE, CrossModalTask
@@ -50,7 +51,7 @@ class TestParameterGroups:
                 assert group["lr"] == pytest.approx(expected), name
 
     def test_an_unknown_prefix_is_named(self):
-        with pytest.raises(ValueError, match="no parameter starts with 'patch_encodr'"):
+        with pytest.raises(UserError, match=r"optimizer.lr_scale.patch_encodr: .* parts are fusion, itc_image"):
             parameter_groups(cross_vit(), 1.0, {"patch_encodr": 0.1})
 
     def test_frozen_parameters_are_in_no_group(self):
@@ -127,6 +128,21 @@ def test_a_fit_follows_the_schedule_clamps_the_scale_and_leaves_frozen_parts_alo
     assert all(row["train/itc/weighted"] == pytest.approx(0.5 * row["train/itc/loss"]) for row in rows)
     first = task.optimizers().param_groups[0]["initial_lr"]
     assert [row["train/lr"] for row in rows] == pytest.approx([first * cosine(row["step"], 10) for row in rows])
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_in_every_precision(precision, fused, algorithm):
+    task, seen = cross_modal({"itc": ContrastiveLoss(1000.0)}), []
+    task._optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=fused)
+    task.on_before_zero_grad = lambda optimizer: seen.append(
+        [p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    )
+    settings = {"gradient_clip_val": 0.5, "gradient_clip_algorithm": algorithm, "precision": precision}
+    fit(task, [pairs(range(4), seed=s) for s in range(3)], **settings)
+    grads = torch.cat([grad.flatten() for grad in seen[-1]])
+    assert (grads.norm() if algorithm == "norm" else grads.abs().max()).item() == pytest.approx(0.5, abs=1e-3)
 
 
 class Data(L.LightningDataModule):

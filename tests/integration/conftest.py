@@ -61,8 +61,13 @@ def smoke(tmp_path_factory, corpus) -> tuple[Path, Done]:
     return root, done
 
 
+def one_stage(root: Path, corpus: Path) -> list[str]:
+    """Arguments for one stage of 5 steps an epoch, with its runs and its store below `root`."""
+    stage = ["experiment=smoke", "stage=vlr", "stage.parent=null", *QUICK]
+    return ["train", *stage, f"paths.root={root}", f"paths.data={corpus}"]
+
+
 @pytest.fixture
 def vlr(smoke, corpus, tmp_path) -> list[str]:
-    """Arguments for one stage of 5 steps an epoch, with its runs and its store below tmp_path."""
-    stage = ["experiment=smoke", "stage=vlr", "stage.parent=null", *QUICK]
-    return ["train", *stage, f"paths.root={tmp_path}", f"paths.data={corpus}"]
+    """`one_stage` below tmp_path, on the corpus that the smoke run has made."""
+    return one_stage(tmp_path, corpus)

@@ -7,8 +7,12 @@ import signal
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from crossvit.config import compose
 from crossvit.models.weights import read_state_dict
+from tests.commands import Job
+from tests.integration.conftest import one_stage
 
 
 def finished(root) -> list:
@@ -20,11 +24,12 @@ def checkpoint(root) -> dict:
     return torch.load(path, weights_only=True)
 
 
-@pytest.fixture
-def long(vlr) -> list[str]:
-    """40 steps, a checkpoint after each."""
-    every_step = ["callbacks.checkpoint.every_n_epochs=null", "callbacks.checkpoint.every_n_train_steps=1"]
-    return [*vlr, "trainer.max_epochs=8", *every_step]
+# 40 steps, a checkpoint after each
+LONG = (
+    "trainer.max_epochs=8",
+    "callbacks.checkpoint.every_n_epochs=null",
+    "callbacks.checkpoint.every_n_train_steps=1",
+)
 
 
 class Replaced:
@@ -42,19 +47,20 @@ class Replaced:
         return len(self.seen) >= self.times
 
 
-@pytest.fixture
-def whole(long, job, tmp_path) -> dict:
+@pytest.fixture(scope="module")
+def whole(corpus, smoke, tmp_path_factory) -> dict:
     """The weights of a run that nobody disturbs, in a root of its own."""
-    done = job(*long, f"paths.root={tmp_path}/whole")
+    root = tmp_path_factory.mktemp("whole")
+    done = Job(*one_stage(root, corpus), *LONG, home=root, logs=root / "logs").wait()
     assert done.code == 0, done.err
-    (stage,) = finished(tmp_path / "whole")
+    (stage,) = finished(root)
     assert json.loads((stage / "provenance.json").read_text())["steps"] == 40
     return read_state_dict(stage / "weights.safetensors")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "ctrl-c"])
-def test_a_stage_that_is_cut_off_goes_on_and_ends_as_if_it_had_not_been(how, long, whole, start, job, tmp_path):
-    first = start(*long)
+def test_a_stage_that_is_cut_off_goes_on_and_ends_as_if_it_had_not_been(how, vlr, whole, start, job, tmp_path):
+    first = start(*vlr, *LONG)
     first.wait_for(Replaced(tmp_path, 8))
     os.kill(first.process.pid, how)
     done = first.wait()
@@ -64,7 +70,7 @@ def test_a_stage_that_is_cut_off_goes_on_and_ends_as_if_it_had_not_been(how, lon
     assert 0 < step < 40
     if how == signal.SIGINT:
         assert "Traceback" not in done.err
-    done = job(*long)
+    done = job(*vlr, *LONG)
     assert done.code == 0, done.err
     (stage,) = finished(tmp_path)
     assert json.loads((stage / "provenance.json").read_text())["steps"] == 40
@@ -74,8 +80,8 @@ def test_a_stage_that_is_cut_off_goes_on_and_ends_as_if_it_had_not_been(how, lon
     assert not list(tmp_path.glob("runs/stages/.partial-*"))
 
 
-def test_two_jobs_at_once_train_it_once(long, start, tmp_path):
-    jobs = [start(*long, f"run_name=job{number}") for number in range(2)]
+def test_two_jobs_at_once_train_it_once(vlr, start, tmp_path):
+    jobs = [start(*vlr, "trainer.max_epochs=2", f"paths.run_dir={tmp_path}/{number}") for number in range(2)]
     done = [job.wait() for job in jobs]
     assert [d.code for d in done] == [0, 0], done
     logs = [d.err for d in done]
@@ -86,17 +92,23 @@ def test_two_jobs_at_once_train_it_once(long, start, tmp_path):
 
 
 def test_a_sweep_trains_each_shared_stage_once(job, corpus, smoke, tmp_path):
+    """The second backbone is a user's own: one yaml in a directory of theirs."""
+    stem = compose(["patch_encoder=conv_stem"]).patch_encoder
+    stem = OmegaConf.create(OmegaConf.to_container(stem, resolve=False))
+    stem.backbone.widths = [16, 32, 32]
+    (tmp_path / "mine" / "patch_encoder").mkdir(parents=True)
+    OmegaConf.save(stem, tmp_path / "mine" / "patch_encoder" / "narrow_stem.yaml")
     done = job(
         "train",
         "-m",
-        "patch_encoder=conv_stem,resnet18",
+        "patch_encoder=conv_stem,narrow_stem",
         "stage=vlr,imagenet,coco",
         "experiment=smoke",
         "debug=fast",
         "callbacks=quiet",
         f"paths.root={tmp_path}",
         f"paths.data={corpus}",
-        "paths.run_dir=${paths.runs}/${command}/${run_name}",
+        f"--config-dir={tmp_path}/mine",
     )
     assert done.code == 0, done.err
     trained = re.findall(r"^(\w+): training as (\w+)", done.err, re.MULTILINE)
@@ -111,9 +123,8 @@ def test_a_sweep_trains_each_shared_stage_once(job, corpus, smoke, tmp_path):
     assert sorted(len(chain) for chain in chains) == [1, 1, 2, 2, 3, 3]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_two_processes_on_the_cpu_train_what_one_trains(vlr, crossvit, job, tmp_path):
-    done = crossvit(*vlr, "trainer=ddp_sim")
+def test_two_processes_on_the_cpu_train_what_one_trains(vlr, job, tmp_path):
+    done = job(*vlr, "trainer=ddp_sim")
     assert done.code == 0, done.err
     alone = job(*vlr, f"paths.root={tmp_path}/one")
     assert alone.code == 0, alone.err
@@ -133,8 +144,10 @@ def test_bfloat16(vlr, job, tmp_path):
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
 
 
-def test_a_stage_whose_figures_are_nan_is_not_stored(vlr, job, tmp_path):
+def test_a_stage_whose_weights_are_not_finite_is_not_stored(vlr, job, tmp_path):
     done = job(*vlr, "optimizer.lr=1e30", "trainer.gradient_clip_val=null")
-    print(done)
     assert done.code == 2
+    assert "stage vlr: " in done.err and "not finite" in done.err
+    assert "Traceback" not in done.err
     assert finished(tmp_path) == []
+    assert not list(tmp_path.glob("runs/stages/.partial-*/checkpoints/last.ckpt"))

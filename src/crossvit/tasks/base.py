@@ -90,7 +90,8 @@ class Task(L.LightningModule):
 def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, float]) -> list[dict]:
     """Groups by learning rate and weight decay, of the parameters that require a gradient.
 
-    Vectors (norms, biases) and the tables and scalars named in NO_DECAY are not decayed. Raises UserError for a prefix that no parameter has.
+    Vectors (norms, biases) and the tables and scalars named in NO_DECAY are not decayed. Raises UserError for a prefix that
+    no parameter has.
     """
     unused = [prefix for prefix in lr_scale if not any(n.startswith(prefix) for n, _ in network.named_parameters())]
     if unused:

@@ -15,6 +15,7 @@ from crossvit.tasks.visual_transformer import VisualTransformerTask
 from tests.distributed import run_distributed
 from tests.small import SETTINGS, cross_vit, pairs, patch_encoder, uniform, visual_transformer
 
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker: they share what the processes found
 ROWS = range(12)
 SHARED = [0, 1, 2, 2, 3, 3, 4, 5, 6, 6, 7, 8]  # some rows show one picture
 CASES = {
@@ -49,9 +50,7 @@ def share(batch: PairBatch, rank: int, world: int) -> PairBatch:
     rows = rows._replace(tokens=rows.tokens[:, :longest], token_mask=rows.token_mask[:, :longest])
     if rows.negatives is not None:
         longest = max(1, int(rows.negatives_mask.sum(2).max()))
-        rows = rows._replace(
-            negatives=rows.negatives[..., :longest], negatives_mask=rows.negatives_mask[..., :longest]
-        )
+        rows = rows._replace(negatives=rows.negatives[..., :longest], negatives_mask=rows.negatives_mask[..., :longest])
     return rows
 
 

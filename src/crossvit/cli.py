@@ -97,6 +97,10 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
         if _reported(error):
             raise
         raise UserError(explain(error, args.config_name or command, args.overrides, args.config_dir)) from error
+    except OSError as error:  # the run directory, which Hydra makes
+        if _reported(error) or error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; paths.runs=DIR puts the runs elsewhere") from error
     if job.failure is not None:
         raise job.failure
 

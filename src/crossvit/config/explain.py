@@ -32,7 +32,9 @@ def explain(error: Exception, primary: str, overrides: list[str], config_dir: st
     config_dir: the user's own directory of configs, beside `conf/`.
     """
     if isinstance(error, OverrideParseException):
-        reason = str(error).splitlines()[0]
+        if error.override and error.override.partition("=")[2].startswith("~"):
+            return f"cannot read {error.override!r}: the shell leaves ~ as it is behind '=': write $HOME"
+        reason = str(error).splitlines()[0].partition(f": {error.override}")[0]
         return (
             f"cannot read {error.override!r}: {reason}. Write key=value, and quote values with spaces, commas or '='."
         )

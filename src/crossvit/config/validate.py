@@ -31,6 +31,8 @@ def validate(cfg: DictConfig) -> None:
         if value is not _ABSENT:
             check(key, value)
     _check_objective(plain)
+    _check_objective_fits_task(plain)
+    _check_strategy(plain)
     _check_divisible(plain)
     _check_fused_with_scaler(plain)
     check_own_targets(plain)
@@ -107,6 +109,7 @@ CHECKS: dict[str, Check] = {
     "stage.task": _choice(TASKS),
     "stage.mode": _choice(MODES),
     "model.image_size": _integer(8),
+    "model.grid": lambda key, value: _pair(key, value),
     "model.width": _integer(1),
     "model.heads": _integer(1),
     "model.text_width": _integer(1),
@@ -144,6 +147,35 @@ def _check_objective(plain: dict) -> None:
     weights = [term["weight"] for term in terms.values() if isinstance(term, dict) and "weight" in term]
     if weights and not any(weights):
         raise UserError("objective: every weight is 0, there is nothing to train; e.g. objective.itc.weight=1")
+
+
+def _check_objective_fits_task(plain: dict) -> None:
+    terms, task = plain.get("objective"), _select(plain, "stage.task")
+    if not isinstance(terms, dict) or task is _ABSENT:
+        return
+    if task == "cross_modal" and "classification" in terms:
+        raise UserError("objective=classification: stage.task=cross_modal learns from pairs; e.g. objective=itc_itm")
+    if task != "cross_modal" and "classification" not in terms:
+        raise UserError(f"objective: stage.task={task} learns classes; set objective=classification")
+
+
+def _check_strategy(plain: dict) -> None:
+    """Several devices, but not by spawned processes: Lightning would start the command line, and with it the chain, once for each."""
+    trainer = plain.get("trainer") or {}
+    devices, strategy = trainer.get("devices"), str(trainer.get("strategy"))
+    several = (
+        len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and (devices > 1 or devices == -1)
+    )
+    if several and not any(word in strategy for word in ("spawn", "fork")):
+        raise UserError(
+            f"trainer.strategy={strategy} with trainer.devices={devices} would start the whole command once for each device: set "
+            "trainer=ddp or trainer=ddp_sim, or trainer.strategy=ddp_spawn"
+        )
+
+
+def _pair(key: str, value: Any) -> None:
+    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)):
+        raise UserError(f"{key}={value}: must be rows and columns, e.g. {key}=[7,7]")
 
 
 def _check_divisible(plain: dict) -> None:

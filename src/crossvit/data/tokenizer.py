@@ -149,6 +149,8 @@ class HuggingFaceTokenizer(Tokenizer):
             raise UserError(
                 "tokenizer: HuggingFaceTokenizer needs the package transformers: pip install transformers"
             ) from None
+        if not Path(folder).is_dir():
+            raise UserError(f"tokenizer.folder={folder}: is not a folder (text_encoder.folder=DIR)")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from crossvit.errors import UserError
 from crossvit.evaluation.subject import PAIRS_PER_CALL, Corpus, Measurement, Subject, encode_corpus, take
 from crossvit.metrics import ImageTextPairs, embedding_retrieval, n_way_retrieval, reranked_retrieval
 from crossvit.metrics.exact_dot import ExactDot
@@ -28,6 +29,10 @@ class Matching:
         self.split = split
         self.task = task
         self.candidates = candidates
+        if candidates is not None and not 2 <= candidates <= (pictures := len(data.images(split))):
+            raise UserError(
+                f"candidates={candidates}: give 2 to {pictures}, the pictures of {split}, or null for all of them"
+            )
         self.rerank = rerank
         self.seed = seed
 

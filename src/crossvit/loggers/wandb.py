@@ -6,6 +6,8 @@ import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from crossvit.errors import UserError
+
 
 def wandb_logger(
     save_dir: str | Path,
@@ -20,7 +22,15 @@ def wandb_logger(
 
     Files go to `<save_dir>/wandb`. The run's id is kept in `<save_dir>/wandb-<name>.id`: the same run, resumed, keeps its id.
     offline: True or False; None means offline unless WANDB_MODE says otherwise or a key is set (WANDB_API_KEY or ~/.netrc).
+    Raises UserError where it shall go online without a key.
     """
+    if offline is None:
+        offline = _is_offline()
+    if not offline and not _has_key():
+        raise UserError(
+            "logger.wandb: no key to go online with: set WANDB_API_KEY, run `wandb login`, or set logger.wandb.offline=true"
+        )
+
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
@@ -34,7 +44,7 @@ def wandb_logger(
         group=group,
         entity=entity,
         tags=tags or [],
-        offline=_is_offline() if offline is None else offline,
+        offline=offline,
         resume="allow",
         settings=wandb.Settings(silent=True, console="off"),
     )
@@ -52,7 +62,11 @@ def _is_offline() -> bool:
     mode = os.environ.get("WANDB_MODE", "")
     if mode:
         return mode != "online"
-    return not (os.environ.get("WANDB_API_KEY") or _netrc_has_key())
+    return not _has_key()
+
+
+def _has_key() -> bool:
+    return bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_key()
 
 
 def _netrc_has_key() -> bool:

@@ -33,6 +33,8 @@ class PatchEncoder(nn.Module):
         the map is the grid or a whole multiple or fraction of it.
     freeze_at: the first so many stages of the backbone keep their weights and their running statistics (5: all of it).
     freeze_norm: every BatchNorm of the backbone keeps its weights and running statistics.
+    dropout: share of the map's channels that training leaves out of the patches (Tompson et al. 2015), a strong
+        regulariser of what is trained on a frozen backbone.
     remember: with all of the backbone frozen, keep the maps of so many pictures (by their pixels) instead of computing
         them in every epoch; of use where pictures are not cropped at random.
 
@@ -49,6 +51,7 @@ class PatchEncoder(nn.Module):
         interpolate: bool = True,
         freeze_at: int = 0,
         freeze_norm: bool = False,
+        dropout: float = 0.0,
         remember: int = 0,
     ) -> None:
         super().__init__()
@@ -65,6 +68,7 @@ class PatchEncoder(nn.Module):
         self.patch_size = patch_size
         self.interpolate = interpolate
         self.num_channels = self.backbone.num_channels
+        self.drop = nn.Dropout2d(dropout)
         self.proj = nn.Conv2d(self.num_channels, width, kernel_size=1)
         nn.init.xavier_uniform_(self.proj.weight.flatten(1))
         nn.init.zeros_(self.proj.bias)
@@ -77,7 +81,7 @@ class PatchEncoder(nn.Module):
     def forward(self, image: Tensor) -> PatchFeatures:
         """(B, 3, H, W) -> feature map (B, C, h, w) and patches (B, P, d)."""
         feature_map = self.feature_map(image)
-        return PatchFeatures(feature_map, self.proj(self.cells(feature_map)).flatten(2).transpose(1, 2))
+        return PatchFeatures(feature_map, self.proj(self.drop(self.cells(feature_map))).flatten(2).transpose(1, 2))
 
     def feature_map(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w), before anything is cut."""

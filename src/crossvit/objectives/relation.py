@@ -18,6 +18,7 @@ class RelationLoss(Term):
     """Cross-entropy of the relation head on the fused pair; needs labelled pairs."""
 
     modules_used = ("patch_encoder", "vision", "text_encoder", "fusion", "relation")
+    needs_label = True
 
     def forward(self, state: PairState) -> TermOutput:
         if state.label is None:
@@ -32,6 +33,8 @@ class TwoImageLoss(Term):
     """Cross-entropy of the two-image head: is the sentence true of the pair of pictures? Needs batches with two images a row."""
 
     modules_used = ("patch_encoder", "vision", "text_encoder", "fusion", "two_image")
+    needs_label = True
+    needs_two_images = True
 
     def forward(self, state: PairState) -> TermOutput:
         if state.label is None or state.second_visual is None:

@@ -26,9 +26,12 @@ class Term(nn.Module):
     """A weighted loss term. `weight` 0 means the term is never called.
 
     `modules_used` names the parts of the model that this term sends gradients to; parts that no active term uses are frozen by the task.
+    `needs_label`, `needs_two_images`: of no use on data without a label, or with one picture a text.
     """
 
     modules_used: tuple[str, ...] = ()
+    needs_label = False
+    needs_two_images = False
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

@@ -33,8 +33,7 @@ def run_chain(overrides: list[str], primary: str = "train") -> list[ChainLink]:
     for config in configs:
         check_signatures(config.cfg)
     modules = [open_data(config) for config in configs]  # all of them, before the first is trained
-    for config in configs:
-        check_lr_scale(config)
+    check_missing(configs, modules)
     links: list[ChainLink] = []
     for config, data in zip(configs, modules, strict=True):
         links.append(ensure(config, data, links[-1].stored if links else None))
@@ -55,17 +54,15 @@ def open_data(config: StageConfig):
     return data
 
 
-def check_lr_scale(config: StageConfig) -> None:
-    """Raises UserError where a factor of the learning rate names no part of the stage's network."""
-    if config.cfg.optimizer.lr_scale:
-        from crossvit.stages.build import build_task
-        from crossvit.tasks.base import parameter_groups
+def check_missing(configs: list[StageConfig], modules: list) -> None:
+    """Raises UserError where a stage that the store lacks could not be trained, so that no earlier one is trained in vain."""
+    from crossvit.stages.preflight import check_stage
 
-        task = build_task(config.cfg, num_classes=1)
-        try:
-            parameter_groups(task.network, 1.0, config.cfg.optimizer.lr_scale)
-        except UserError as error:
-            raise UserError(f"stage {config.name}: {error}") from None
+    mark = None
+    for config, data in zip(configs, modules, strict=True):
+        mark = fingerprint(config.cfg, mark, data.manifest())
+        if StageStore(Path(config.cfg.paths.store)).get(mark) is None:
+            check_stage(config, data)
 
 
 def ensure(config: StageConfig, data, parent: StoredStage | None) -> ChainLink:
@@ -107,6 +104,10 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
         trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except torch.OutOfMemoryError as error:
         raise UserError(f"stage {config.name}: out of device memory; lower data.batch_size ({error})") from None
+    except Exception as error:
+        if type(error).__module__.startswith("wandb."):  # a key that is refused, a server that does not answer
+            raise UserError(f"logger.wandb: {error} Set logger.wandb.offline=true, or logger=csv.") from None
+        raise
     finally:
         close(trainer.loggers)
     if trainer.interrupted:

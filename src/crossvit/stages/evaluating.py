@@ -20,7 +20,14 @@ from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
-DATASETS = {"imagenet": "ImageNet", "imagenet_vit": "ImageNet (ViT)", "coco": "COCO", "vlr": "VLR", "vlr_medium": "VLR (medium)"}
+DATASETS = {
+    "imagenet": "ImageNet",
+    "imagenet_vit": "ImageNet (ViT)",
+    "coco": "COCO",
+    "vlr": "VLR",
+    "coco_medium": "COCO (medium)",
+    "vlr_medium": "VLR (medium)",
+}
 """What the table calls the data a stage was trained on last."""
 
 
@@ -66,7 +73,11 @@ def check_suite(cfg: DictConfig) -> None:
     """Raises UserError where the data of a test is not what it should be; a pipeline asks before it trains."""
     for name, entry in cfg.suite.items():
         if entry is not None:
-            open_data(cfg, name, entry)
+            data = open_data(cfg, name, entry)
+            try:
+                make(entry.evaluator, data=data)
+            except UserError as error:
+                raise UserError(f"suite.{name}.evaluator: {error}") from None
 
 
 def open_data(cfg: DictConfig, name: str, entry: DictConfig):

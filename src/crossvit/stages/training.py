@@ -5,22 +5,34 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from crossvit.errors import UserError
 from crossvit.stages.build import make
 
 
 def build_trainer(cfg: DictConfig, directory: Path):
-    """A Trainer that writes below `directory`: logs, `checkpoints/last.ckpt` and metrics."""
+    """A Trainer that writes below `directory`: logs, `checkpoints/last.ckpt` and metrics.
+
+    Raises UserError where Lightning does not take the settings, or the machine lacks the device.
+    """
     import lightning as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     # torch's own deprecation, raised inside Lightning at every stage
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("_target_", None)
-    return L.Trainer(
-        **settings,
-        default_root_dir=str(directory),
-        callbacks=[make(node) for node in cfg.callbacks.values() if node is not None],
-        logger=[make(node) for node in cfg.logger.values() if node is not None],
-        use_distributed_sampler=False,
-    )
+    callbacks = [make(node) for node in cfg.callbacks.values() if node is not None]
+    loggers = [make(node) for node in cfg.logger.values() if node is not None]
+    try:
+        return L.Trainer(
+            **settings,
+            default_root_dir=str(directory),
+            callbacks=callbacks,
+            logger=loggers,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        where = f"trainer (accelerator={settings['accelerator']}, devices={settings['devices']})"
+        raise UserError(f"{where}: {reason} trainer=auto takes what this machine has.") from error

@@ -1,0 +1,59 @@
+"""Can this stage be trained at all? Asked of every stage of a chain that the store lacks, before the first of them is trained."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from crossvit.config import StageConfig
+from crossvit.errors import UserError
+
+
+def check_stage(config: StageConfig, data) -> None:
+    """Builds the stage's task and trainer once and throws them away. Raises UserError, naming the stage, for what does not fit."""
+    from crossvit.stages.build import build_task
+    from crossvit.stages.training import build_trainer
+    from crossvit.tasks.base import parameter_groups
+
+    cfg = config.cfg
+    try:
+        check_data(cfg, data)
+        build_trainer(cfg, Path(cfg.paths.run_dir))
+        task = build_task(cfg, num_classes=len(data.classes) if hasattr(data, "classes") else None)
+        parameter_groups(task.network, 1.0, cfg.optimizer.lr_scale or {})
+        if cfg.stage.task == "cross_modal":
+            check_terms(task.terms, data)
+    except UserError as error:
+        raise UserError(f"stage {config.name}: {error}") from None
+
+
+def check_data(cfg: DictConfig, data) -> None:
+    """Raises UserError where the task learns something that the data do not hold."""
+    name, task = type(data).__name__, cfg.stage.task
+    if task == "cross_modal" and not hasattr(data, "pair_loader"):
+        raise UserError(
+            f"{name} holds no texts, which stage.task={task} needs: choose another data=..., e.g. data=coco"
+        )
+    if task != "cross_modal" and not hasattr(data, "classes"):
+        raise UserError(
+            f"{name} holds no classes, which stage.task={task} learns: choose another data=..., e.g. data=imagenet"
+        )
+
+
+def check_terms(terms, data) -> None:
+    """Raises UserError where a term needs what the pairs lack, or pairs of pictures meet terms that read one."""
+    index, name = data.index(data.train_split), type(data).__name__
+    two_images = index.rows.ndim == 2
+    for key, term in terms.items():
+        if term.needs_label and index.labels is None:
+            raise UserError(
+                f"objective.{key} needs pairs with a label, and {name} has none: set objective.{key}.weight=0"
+            )
+        if term.needs_two_images and not two_images:
+            raise UserError(
+                f"objective.{key} needs statements about two pictures, and {name} has one each: "
+                f"set objective.{key}.weight=0"
+            )
+    if two_images and not any(term.needs_two_images for term in terms.values()):
+        raise UserError(
+            f"{name} has two pictures for each statement, and no term of the objective reads the second: objective=two_image"
+        )

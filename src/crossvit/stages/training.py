@@ -34,5 +34,6 @@ def build_trainer(cfg: DictConfig, directory: Path):
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        where = f"trainer (accelerator={settings['accelerator']}, devices={settings['devices']})"
-        raise UserError(f"{where}: {reason} trainer=auto takes what this machine has.") from error
+        if any(word in reason.lower() for word in ("backend", "accelerator", "device", "gpu")):
+            reason = f"{reason} (trainer=auto takes what this machine has)"
+        raise UserError(f"trainer: {reason}") from error

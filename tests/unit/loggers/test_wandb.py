@@ -2,6 +2,7 @@
 
 import pytest
 
+from crossvit.errors import UserError
 from crossvit.loggers.wandb import wandb_logger
 
 
@@ -18,8 +19,8 @@ def test_offline_without_a_key(no_key, tmp_path):
 
 
 def test_online_with_a_key_or_when_told(no_key, tmp_path, monkeypatch):
-    assert wandb_logger(tmp_path, "a", offline=False)._offline is False
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert wandb_logger(tmp_path, "a", offline=False)._offline is False
     assert wandb_logger(tmp_path, "b")._offline is False
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert wandb_logger(tmp_path, "c")._offline is True
@@ -42,3 +43,11 @@ def test_a_resumed_run_keeps_its_id(no_key, tmp_path):
     first = wandb_logger(tmp_path, "coco").version
     assert wandb_logger(tmp_path, "coco").version == first
     assert wandb_logger(tmp_path, "vlr").version != first
+
+
+def test_online_without_a_key_is_refused(no_key, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no key.*WANDB_API_KEY"):
+        wandb_logger(tmp_path, "a", offline=False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match="no key"):
+        wandb_logger(tmp_path, "b")

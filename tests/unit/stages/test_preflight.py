@@ -1,0 +1,91 @@
+"""What cannot be trained is refused before anything is trained, in one line that names it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from crossvit.config import StageConfig, compose
+from crossvit.errors import UserError
+from crossvit.objectives.contrastive import ContrastiveLoss
+from crossvit.objectives.relation import RelationLoss, TwoImageLoss
+from crossvit.stages.preflight import check_data, check_stage, check_terms
+
+
+class Classes:
+    classes = ("cat", "dog")
+
+
+class Pairs:
+    """Pairs of one or two pictures, with or without a label."""
+
+    train_split = "train"
+
+    def __init__(self, pictures: int = 1, labelled: bool = False) -> None:
+        rows = np.zeros(4, np.int64) if pictures == 1 else np.zeros((4, pictures), np.int64)
+        self._index = SimpleNamespace(rows=rows, labels=np.zeros(4, np.int64) if labelled else None)
+
+    def index(self, split: str):
+        assert split == self.train_split
+        return self._index
+
+    def pair_loader(self, split: str): ...
+
+
+@pytest.mark.parametrize(("stage", "data"), [("imagenet", Pairs()), ("imagenet_vit", Pairs()), ("coco", Classes())])
+def test_data_without_what_the_task_learns(stage, data):
+    with pytest.raises(UserError, match=rf"{type(data).__name__} holds no .* data="):
+        check_data(compose([f"stage={stage}"]), data)
+
+
+def test_data_that_fit():
+    check_data(compose(["stage=imagenet"]), Classes())
+    check_data(compose(["stage=coco"]), Pairs())
+
+
+@pytest.mark.parametrize(
+    ("term", "data", "message"),
+    [
+        (RelationLoss(), Pairs(), "objective.it needs pairs with a label"),
+        (TwoImageLoss(), Pairs(labelled=True), "objective.it needs statements about two pictures"),
+        (RelationLoss(), Pairs(2, labelled=True), "no term of the objective reads the second: objective=two_image"),
+    ],
+)
+def test_terms_without_what_they_need(term, data, message):
+    with pytest.raises(UserError, match=message):
+        check_terms({"it": term}, data)
+
+
+def test_terms_that_fit():
+    check_terms({"itc": ContrastiveLoss()}, Pairs())
+    check_terms({"relation": RelationLoss(), "itc": ContrastiveLoss()}, Pairs(labelled=True))
+    check_terms({"two_image": TwoImageLoss()}, Pairs(2, labelled=True))
+
+
+def check(*overrides: str, data=None) -> None:
+    cfg = compose(["stage=imagenet", "logger=none", "callbacks=quiet", *overrides])
+    check_stage(StageConfig("imagenet", "imagenet", cfg), data or Classes())
+
+
+def test_a_sound_stage_passes():
+    check("trainer=cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
+def test_no_gpu():
+    with pytest.raises(UserError, match="stage imagenet: trainer: No supported gpu .*trainer=auto"):
+        check("trainer=gpu")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.profiler=simpel", "stage imagenet: trainer: .*profiler"),
+        ("patch_encoder.backbone.groups=7", "stage imagenet: .*"),
+        ("optimizer.lr_scale={nothing:0.1}", "stage imagenet: .*nothing"),
+    ],
+)
+def test_values_that_only_the_library_knows(override, message):
+    with pytest.raises(UserError, match=message):
+        check("trainer=cpu", override)

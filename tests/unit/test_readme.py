@@ -109,7 +109,7 @@ def checkout(tmp_path_factory):
     for path, text in ADDED.items():
         assert not (copy / path).exists(), f"{path} is there already"
         (copy / path).write_text(text, encoding="utf-8")
-    corpus = scenes.generate(copy / "data" / "scenes_smoke" / "32px", "easy", image_size=32, sizes="smoke")
+    corpus = scenes.generate(copy / "data" / "scenes" / "smoke", "easy", image_size=32, sizes="smoke")
     write_statements(corpus.path / "vsr", copy / "statements")
     return copy
 

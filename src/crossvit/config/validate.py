@@ -61,12 +61,13 @@ def _number(
     return check
 
 
-def _integer(low: int | None = None, *, null: bool = False) -> Check:
+def _integer(low: int | None = None, high: int | None = None, *, null: bool = False) -> Check:
     def check(key: str, value: Any) -> None:
         if value is None and null:
             return
-        if not isinstance(value, int) or isinstance(value, bool) or (low is not None and value < low):
-            bound = "" if low is None else f" >= {low}"
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or (low is not None and value < low) or (high is not None and value > high):
+            bound = ("" if low is None else f" >= {low}") + ("" if high is None else f" and <= {high}")
             raise UserError(f"{key}={value}: must be a whole number{bound}{' or null' if null else ''}")
 
     return check
@@ -101,7 +102,7 @@ def _epochs(key: str, value: Any) -> None:
 
 
 CHECKS: dict[str, Check] = {
-    "seed": _integer(0),
+    "seed": _integer(0, 2**32 - 1),
     "make": _choice(CORPORA),
     "scenes.preset": _choice(PRESETS),
     "scenes.seed": _integer(0),

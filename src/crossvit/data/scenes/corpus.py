@@ -81,7 +81,7 @@ def _existing(target: Path, arguments: dict) -> Manifest | None:
     if different:
         raise UserError(
             f"{target} holds a scenes corpus made with other arguments ({', '.join(different)}): "
-            "remove that folder, or give another place (paths.scenes=DIR)."
+            "remove that folder, or give another place (scenes.folder=NAME)."
         )
     return manifest if manifest.is_intact() else None
 

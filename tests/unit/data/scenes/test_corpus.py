@@ -93,7 +93,7 @@ def test_a_damaged_corpus_is_made_again(tmp_path, victim, damage):
 
 def test_other_arguments_in_the_same_folder_are_refused(tmp_path):
     before = tree(generate(tmp_path, sizes=TINY, image_size=24).path)
-    with pytest.raises(UserError, match=r"easy holds .*\(seed\).* another root"):
+    with pytest.raises(UserError, match=r"easy holds .*\(seed\).* another place"):
         generate(tmp_path, sizes=TINY, image_size=24, seed=1)
     assert tree(tmp_path / "easy") == before
 

@@ -57,12 +57,16 @@ class Verification:
 
     def _columns(self, split: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens and mask (n, M), downsampled pixels (n, D) and labels (n,) of a split."""
-        batches: list[PairBatch] = list(self.data.pair_loader(split))
+        batches: list[PairBatch] = []
+        small = []  # the pictures of a whole split at full size may not fit into memory
+        for batch in self.data.pair_loader(split):
+            small.append(downsample(batch.image))
+            batches.append(batch._replace(image=batch.image.new_empty(0)))
         longest = max(batch.tokens.shape[1] for batch in batches)
         pad = torch.nn.functional.pad
         return (
             torch.cat([pad(batch.tokens, (0, longest - batch.tokens.shape[1])) for batch in batches]),
             torch.cat([pad(batch.token_mask, (0, longest - batch.tokens.shape[1])) for batch in batches]),
-            torch.cat([downsample(batch.image) for batch in batches]),
+            torch.cat(small),
             torch.cat([batch.label for batch in batches]),
         )

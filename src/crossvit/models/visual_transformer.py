@@ -22,6 +22,9 @@ class VisualTransformer(nn.Module):
         learned query (Lee et al. 2019), `concat` a Linear on all of them side by side (needs the grid it was built
         for).
 
+    final_norm: a LayerNorm on the tokens at the end. Without it and without blocks the mean of the tokens is a linear function of the
+        backbone's pooled map, in which a strong cell weighs more than a weak one.
+
     Raises ValueError for an unknown global_pool.
     """
 
@@ -36,6 +39,7 @@ class VisualTransformer(nn.Module):
         drop_path: float = 0.0,
         position_std: float = 0.3,
         global_pool: Literal["cls", "avg", "map", "concat"] = "cls",
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         if global_pool not in ("cls", "avg", "map", "concat"):
@@ -48,7 +52,7 @@ class VisualTransformer(nn.Module):
         self.drop = nn.Dropout(dropout)
         rates = [drop_path * layer / max(1, depth - 1) for layer in range(depth)]
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp_ratio, dropout, rate) for rate in rates)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
         if global_pool == "map":
             self.pooler = AttentionPool(width, heads, mlp_ratio)
         elif global_pool == "concat":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from crossvit.errors import UserError
 from crossvit.evaluation.subject import Measurement, Subject
@@ -51,7 +52,7 @@ def evaluate_stages(
         for name, entry in cfg.suite.items():
             if entry is None:
                 continue
-            plain = OmegaConf.to_container(entry, resolve=True)
+            plain = _resolved(entry, f"suite.{name}", stored)
             address = json.dumps([plain["data"], OmegaConf.to_container(cfg.tokenizer, resolve=True)])
             if address not in opened:
                 opened[address] = open_data(cfg, name, entry)
@@ -67,6 +68,14 @@ def evaluate_stages(
             measurements = [Measurement.from_json(row) for row in json.loads(kept.read_text())]
             cells += [to_cell(m, stored, cfg) for m in measurements]
     return cells
+
+
+def _resolved(entry: DictConfig, name: str, stored: StoredStage) -> dict:
+    try:
+        return OmegaConf.to_container(entry, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name} does not fit the config of {stored.path} ({reason}): train that stage again") from None
 
 
 def check_suite(cfg: DictConfig) -> None:

@@ -11,6 +11,7 @@ from tests.commands import Done, Job, run
 QUICK = ("logger=none", "callbacks=quiet")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:

@@ -1,22 +1,23 @@
 """Commands in directories of their own, and one smoke run that many tests look at."""
 
+import json
+import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.commands import Done, Job, run
 
 QUICK = ("logger=none", "callbacks=quiet")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
-            item.add_marker(pytest.mark.xdist_group("integration"))  # one worker: they share the smoke run
 
 
 @pytest.fixture
@@ -48,16 +49,28 @@ def job(start) -> Callable[..., Done]:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """A data folder in which every command finds the smoke corpus made."""
-    return tmp_path_factory.mktemp("data")
+def shared(tmp_path_factory) -> Path:
+    """A folder that the workers of one test run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory, corpus) -> tuple[Path, Done]:
-    """`crossvit pipeline experiment=smoke`: the root it ran in, and what it printed. Look, do not touch."""
-    root = tmp_path_factory.mktemp("smoke")
-    done = run("pipeline", "experiment=smoke", f"paths.root={root}", f"paths.data={corpus}", home=root)
+def corpus(shared) -> Path:
+    """A data folder in which every command finds the smoke corpus made."""
+    return shared / "data"
+
+
+@pytest.fixture(scope="session")
+def smoke(shared, corpus) -> tuple[Path, Done]:
+    """`crossvit pipeline experiment=smoke`, run by the first worker that asks: its root, and what it printed. Look, do not touch."""
+    root, kept = shared / "smoke", shared / "smoke.json"
+    with FileLock(shared / "smoke.lock"):
+        if not kept.is_file():
+            root.mkdir()
+            done = run("pipeline", "experiment=smoke", f"paths.root={root}", f"paths.data={corpus}", home=root)
+            kept.write_text(json.dumps(done))
+    done = Done(*json.loads(kept.read_text()))
     assert done.code == 0, done.err
     return root, done
 

@@ -22,7 +22,6 @@ from crossvit.stages.chain import describe, hand_over, run_chain
 from crossvit.stages.restore import restore_model, stored_config
 from crossvit.stages.store import StageStore, StoredStage
 
-pytestmark = pytest.mark.xdist_group("chain")  # one worker trains the stages that all of these read
 SMOKE = ["experiment=smoke", "logger=none", "callbacks=quiet"]
 
 

@@ -15,7 +15,6 @@ from crossvit.tasks.visual_transformer import VisualTransformerTask
 from tests.distributed import run_distributed
 from tests.small import SETTINGS, cross_vit, pairs, patch_encoder, uniform, visual_transformer
 
-pytestmark = pytest.mark.xdist_group("distributed")  # one worker: they share what the processes found
 ROWS = range(12)
 SHARED = [0, 1, 2, 2, 3, 3, 4, 5, 6, 6, 7, 8]  # some rows show one picture
 CASES = {

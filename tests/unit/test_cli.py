@@ -19,12 +19,14 @@ HEAVY = {"torch", "lightning", "numpy", "timm", "open_clip", "wandb", "torchmetr
 
 @pytest.fixture(autouse=True)
 def _logging_restored():
-    """Hydra sets up the root logger for each job."""
+    """Hydra sets up logging for each job: the root's handlers, its level and that of this project's messages."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    levels = {logger: logger.level for logger in (root, logging.getLogger("crossvit"))}
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_memory_holds_the_same_pictures(folder, caplog):
     (folder / "c.png").write_bytes(b"")
     pictures = Pictures(NAMES, [folder])
     expected = pictures.read(0)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="crossvit"):
         pictures.keep_in_memory()
     assert "3 pictures kept in memory" in caplog.text
     (folder / "a.png").unlink()

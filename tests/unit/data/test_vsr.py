@@ -103,7 +103,7 @@ def test_more_relations(root, tokenizer, write_jsonl):
 
 def test_official_release_is_named(root, tokenizer, write_jsonl, caplog):
     write_jsonl(root / "dev.jsonl", [record(i % 6, 1) for i in range(340)])
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="crossvit"):
         make(root, tokenizer).index("dev")
     assert "VSR zeroshot" in caplog.text and "340 samples" in caplog.text
 

@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
   $$p -c 'import sys, venv, ensurepip; raise SystemExit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 DEMO ?= demo
-HOLD ?= torch==2.14.1 # what `make lock` keeps: the torch that the newest torchvision is built for, and that the figures were made with
+HOLD ?= torch==2.14.1 torchvision==0.29.1 # what `make lock` keeps: the matching pair that the figures were made with
 OVERRIDES ?=
 
 .PHONY: env demo test lint lock clean

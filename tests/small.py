@@ -13,9 +13,13 @@ from crossvit.models.fusion import CoAttentionFusion, LateFusion, MergedFusion, 
 from crossvit.models.patch_encoder import PatchEncoder
 from crossvit.models.text_encoder import TextEncoder
 from crossvit.models.visual_transformer import VisualTransformer
+from crossvit.objectives.adversarial import AdversarialLoss
 from crossvit.objectives.contrastive import ContrastiveLoss
+from crossvit.objectives.imitation import CrossDualLoss, CyclicLoss, DistillationLoss, MutualLearningLoss
+from crossvit.objectives.masked import MaskedLanguageLoss
 from crossvit.objectives.matching import MatchingLoss
 from crossvit.objectives.relation import RelationLoss, TwoImageLoss
+from crossvit.objectives.sigmoid import SigmoidLoss
 from crossvit.objectives.term import Term
 from crossvit.tasks.cross_modal import CrossModalTask
 from crossvit.tasks.schedules import cosine
@@ -27,7 +31,19 @@ FUSIONS = {
     "text_side": TextSideFusion,
     "none": NoFusion,
 }
-TERMS = {"itc": ContrastiveLoss, "itm": MatchingLoss, "relation": RelationLoss, "two_image": TwoImageLoss}
+TERMS = {
+    "itc": ContrastiveLoss,
+    "sigmoid": SigmoidLoss,
+    "itm": MatchingLoss,
+    "relation": RelationLoss,
+    "two_image": TwoImageLoss,
+    "mlm": MaskedLanguageLoss,
+    "dml": MutualLearningLoss,
+    "cyclip": CyclicLoss,
+    "distill": DistillationLoss,
+    "crossdual": CrossDualLoss,
+    "adversarial": AdversarialLoss,
+}
 WORDS, EOS = 50, 3
 SETTINGS = {"optimizer": partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1), "schedule": cosine}
 
@@ -102,4 +118,4 @@ def pairs(
 
 def uniform(seed: int = 0) -> Callable[[int], Tensor]:
     """Numbers for drawing negatives, the same at every call."""
-    return lambda n: torch.rand(n, generator=torch.Generator().manual_seed(seed))
+    return lambda n, stream=0: torch.rand(n, generator=torch.Generator().manual_seed(seed + stream))

@@ -1,13 +1,14 @@
 """CrossViT: the two towers, their fusion and the heads, with open_clip's own interface."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from crossvit.errors import UserError
 from crossvit.models.fusion import CrossModalFusion, FusionOutput
-from crossvit.models.heads import MatchingHead, ProjectionHead, RelationHead, TwoImageHead
+from crossvit.models.heads import MaskedWordHead, MatchingHead, ProjectionHead, RelationHead, TwoImageHead
 from crossvit.models.patch_encoder import PatchEncoder
 from crossvit.models.text_encoder import TextFeatures
 from crossvit.models.visual_transformer import VisualTransformer
@@ -18,7 +19,8 @@ class CrossViT(nn.Module):
 
     embed_dim: E, the width of the joint space of `encode_image` and `encode_text`. num_relations: K of the relation
         head.
-    logit_scale_init: `logit_scale` holds the logarithm, as in CLIP.
+    logit_scale_init: `logit_scale` holds the logarithm, as in CLIP. logit_bias_init: of `logit_bias`, which the
+        sigmoid loss adds to the scaled cosine (SigLIP).
 
     What a script written for open_clip uses is here under the same names: `encode_image`, `encode_text`, `logit_scale`,
     and a forward that returns image features, text features and the scale. Raises UserError where the widths of the
@@ -34,6 +36,7 @@ class CrossViT(nn.Module):
         embed_dim: int,
         num_relations: int = 2,
         logit_scale_init: float = math.log(1 / 0.07),
+        logit_bias_init: float = -10.0,
     ) -> None:
         super().__init__()
         for name, part in (("patch_encoder", patch_encoder), ("fusion", fusion)):
@@ -53,18 +56,24 @@ class CrossViT(nn.Module):
         self.itc_image = ProjectionHead(vision.pooled_width, embed_dim)
         self.itc_text = ProjectionHead(text_encoder.width, embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale_init)))
+        self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias_init)))
         self.itm = MatchingHead(vision.width)
         self.relation = RelationHead(vision.width, num_relations)
         self.two_image = TwoImageHead(vision.width)
+        self.mlm = MaskedWordHead(vision.width, text_encoder.word_width, text_encoder.vocab_size)
 
     def visual_features(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, d), CLS first."""
-        patches = self.patch_encoder(image).patches
-        return self.vision(patches, self.patch_encoder.grid(image.shape[-2:]))
+        return self.visual_tokens(self.patch_encoder(image).patches, image.shape[-2:])
 
-    def text_features(self, tokens: Tensor, mask: Tensor | None = None) -> TextFeatures:
-        """tokens (B, M), mask (B, M) or None where the padding says it."""
-        return self.text_encoder(tokens, mask)
+    def visual_tokens(self, patches: Tensor, size: Sequence[int]) -> Tensor:
+        """Patches (B, P, d) of pictures of this height and width -> (B, N, d), CLS first."""
+        return self.vision(patches, self.patch_encoder.grid(size))
+
+    def text_features(self, tokens: Tensor, mask: Tensor | None = None, words: Tensor | None = None) -> TextFeatures:
+        """tokens (B, M), mask (B, M) or None where the padding says it, words (B, M, d_e) in place of the tokens' own
+        embeddings or None."""
+        return self.text_encoder(tokens, mask, words)
 
     def embed_visual(self, visual: Tensor) -> Tensor:
         """Visual tokens (B, N, d) -> (B, E), rows of length 1."""
@@ -99,6 +108,10 @@ class CrossViT(nn.Module):
     def two_image_logits(self, first: FusionOutput, second: FusionOutput) -> Tensor:
         """The same text fused with two pictures -> (B, 2), index 1 = the statement holds."""
         return self.two_image(torch.cat([first.pooled, second.pooled], dim=-1))
+
+    def masked_word_logits(self, states: Tensor) -> Tensor:
+        """Fused text tokens (n, d) -> (n, vocabulary)."""
+        return self.mlm(states, self.text_encoder.word_table())
 
     def match_score(self, visual: Tensor, text: TextFeatures) -> Tensor:
         """Row i with row i -> (B,), larger = fits better: the matching head's logit difference, which ranks as its

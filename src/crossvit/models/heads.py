@@ -1,5 +1,6 @@
 """The heads: what the features are asked."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +44,23 @@ class RelationHead(nn.Sequential):
 
     def __init__(self, width: int, num_relations: int) -> None:
         super().__init__(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, num_relations))
+
+
+class MaskedWordHead(nn.Module):
+    """Which word was masked? (n, d) of the fused text -> logits (n, vocabulary), by the word embeddings themselves (Devlin et al. 2019).
+
+    `mask_embedding` (word_width,) is what the text encoder reads in place of a masked word.
+    """
+
+    def __init__(self, width: int, word_width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.mask_embedding = nn.Parameter(torch.empty(word_width).normal_(std=0.02))
+        self.transform = nn.Sequential(nn.Linear(width, word_width), nn.GELU(), nn.LayerNorm(word_width))
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, states: Tensor, words: Tensor) -> Tensor:
+        """states (n, d), words (vocabulary, word_width) -> (n, vocabulary)."""
+        return F.linear(self.transform(states), words, self.bias)
 
 
 class TwoImageHead(nn.Sequential):

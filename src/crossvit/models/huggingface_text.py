@@ -31,6 +31,7 @@ class HuggingFaceTextEncoder(nn.Module):
             raise UserError(f"text_encoder.remember={remember} needs a frozen encoder: set text_encoder.freeze=true")
         self.model, self.report = _load(Path(folder))
         self.width = self.model.config.hidden_size
+        self.vocab_size, self.word_width = self.word_table().shape
         self.context_length = self.model.config.max_position_embeddings
         self.pad_id = self.model.config.pad_token_id or 0
         self.pooling = pooling
@@ -40,10 +41,22 @@ class HuggingFaceTextEncoder(nn.Module):
             self.requires_grad_(False)
         self.train()
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> TextFeatures:
-        """tokens (B, M) of the folder's own tokenizer; mask (B, M) or None for all but the padding."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, M) -> word embeddings (B, M, word_width), before positions."""
+        return self.model.get_input_embeddings()(tokens)
+
+    def word_table(self) -> Tensor:
+        """(vocab_size, word_width), what `embed` looks words up in."""
+        return self.model.get_input_embeddings().weight
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, words: Tensor | None = None) -> TextFeatures:
+        """tokens (B, M) of the folder's own tokenizer; mask (B, M) or None for all but the padding; words (B, M, word_width) or None for
+        `embed(tokens)`."""
         mask = real_tokens(tokens, self.pad_id, mask=mask)
-        states = self._states(tokens, mask) if self._memory is None else self._remembered(tokens, mask)
+        if words is not None:
+            states = self.model(inputs_embeds=words, attention_mask=mask.long()).last_hidden_state
+        else:
+            states = self._states(tokens, mask) if self._memory is None else self._remembered(tokens, mask)
         return TextFeatures(states, pool_text(states, mask, self.pooling), mask)
 
     def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:

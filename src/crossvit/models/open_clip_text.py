@@ -36,21 +36,30 @@ class OpenCLIPTextEncoder(nn.Module):
             raise UserError(
                 f"text_encoder.name={name}: its text tower is no plain CLIP Transformer; choose e.g. ViT-B-32"
             )
-        self.width = text["width"]
+        self.width = self.word_width = text["width"]
         quick = config.get("quick_gelu", False) or _tag(name, pretrained).get("quick_gelu", False)
         self.tower = TextTransformer(**text, proj_type="none", act_layer=QuickGELU if quick else nn.GELU)
         self.context_length = self.tower.context_length
+        self.vocab_size = self.tower.vocab_size
         if pretrained is not None:
             self.report = self._load(name, pretrained)
         if freeze:
             self.requires_grad_(False)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> TextFeatures:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, M) -> word embeddings (B, M, word_width), before positions."""
+        return self.tower.token_embedding(tokens)
+
+    def word_table(self) -> Tensor:
+        """(vocab_size, word_width), what `embed` looks words up in."""
+        return self.tower.token_embedding.weight
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, words: Tensor | None = None) -> TextFeatures:
         """tokens (B, M) of CLIP's BPE with M <= context_length; mask (B, M) or None for everything up to the first
-        end-of-text."""
+        end-of-text; words (B, M, word_width) or None for `embed(tokens)`."""
         mask = real_tokens(tokens, pad_id=0, eot_id=END_OF_TEXT, mask=mask)
         tower, length = self.tower, tokens.shape[1]
-        states = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        states = (self.embed(tokens) if words is None else words) + tower.positional_embedding[:length]
         states = tower.ln_final(tower.transformer(states, attn_mask=tower.attn_mask[:length, :length]))
         return TextFeatures(states, pool_text(states, mask, "eot"), mask)
 

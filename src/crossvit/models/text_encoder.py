@@ -34,6 +34,8 @@ class TextEncoder(nn.Module):
         real ones.
     causal: a token reads only those before it, as in CLIP.
 
+    An encoder looks its words up in `embed`, and reads others instead where `forward` is given some: a masked or a perturbed caption.
+
     Word and position embeddings both start at a standard deviation of .02. torch's own N(0, 1) for words would drown
     the positions and leave the encoder blind to word order.
 
@@ -57,8 +59,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         if pooling not in ("cls", "eot", "mean"):
             raise ValueError(f"pooling {pooling!r}: choose cls, eot or mean")
-        self.width = width
+        self.width = self.word_width = width
         self.context_length = context_length
+        self.vocab_size = vocab_size
         self.pad_id = pad_id
         self.eot_id = eot_id
         self.pooling = pooling
@@ -82,13 +85,23 @@ class TextEncoder(nn.Module):
             **arguments,
         )
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> TextFeatures:
-        """tokens (B, M) int64 with M <= context_length, mask (B, M) bool or None for the default."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, M) -> word embeddings (B, M, word_width), before positions."""
+        return self.token_embedding(tokens)
+
+    def word_table(self) -> Tensor:
+        """(vocab_size, word_width), what `embed` looks words up in."""
+        return self.token_embedding.weight
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, words: Tensor | None = None) -> TextFeatures:
+        """tokens (B, M) int64 with M <= context_length, mask (B, M) bool or None for the default, words (B, M, word_width) or None for
+        `embed(tokens)`."""
         length = tokens.shape[1]
         if length > self.context_length:
             raise ValueError(f"{length} tokens, but the text encoder's context_length is {self.context_length}")
         mask = real_tokens(tokens, self.pad_id, self.eot_id, mask)
-        x = self.drop(self.token_embedding(tokens) + self.position[:length])
+        words = self.embed(tokens) if words is None else words
+        x = self.drop(words + self.position[:length])
         for block in self.blocks:
             x, _ = block(x, mask=mask, causal=self.causal)
         x = self.norm(x)

@@ -38,12 +38,13 @@ def matching_loss(logits: Tensor, label: Tensor, counted: Tensor) -> tuple[Tenso
 
 
 class Pairs(NamedTuple):
-    """Pairs to be scored: what the fusion reads, and what the answer should be."""
+    """Pairs to be scored: what the fusion reads, what the towers say of them, and what the answer should be."""
 
     visual: Tensor  # (n, N, d)
     tokens: Tensor  # (n, M, d_t)
     pooled: Tensor  # (n, d_t)
     mask: Tensor  # (n, M) bool
+    cosine: Tensor  # (n,) of the towers' embeddings
     label: Tensor  # (n,) int64, 1 = they belong together
     counted: Tensor  # (n,) bool
 
@@ -53,10 +54,94 @@ class Pairs(NamedTuple):
         longest = max(part.mask.shape[1] for part in parts)
         tokens = [F.pad(part.tokens, (0, 0, 0, longest - part.mask.shape[1])) for part in parts]
         masks = [F.pad(part.mask, (0, longest - part.mask.shape[1])) for part in parts]
-        visual, pooled, label, counted = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("visual", "pooled", "label", "counted")
-        )
-        return cls(visual, torch.cat(tokens), pooled, torch.cat(masks), label, counted)
+        others = ("visual", "pooled", "cosine", "label", "counted")
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in others}
+        return cls(tokens=torch.cat(tokens), mask=torch.cat(masks), **joined)
+
+
+class Drawn(NamedTuple):
+    """The hard negatives of a step: for the local rows `own` (o,), the caption and the image in the global batch, and whether one was found."""
+
+    own: Tensor
+    text: Tensor
+    text_found: Tensor
+    image: Tensor
+    image_found: Tensor
+
+
+class Matching(NamedTuple):
+    """The pairs of a step by where they come from (`given`, `by_text`, `by_image`, `generated`), and their logits (n, 2) in that order."""
+
+    parts: dict[str, Pairs]
+    pairs: Pairs
+    logits: Tensor
+
+    def logits_of(self, part: str) -> Tensor:
+        """(m, 2) of one part."""
+        sizes = [len(pairs.label) for pairs in self.parts.values()]
+        return dict(zip(self.parts, self.logits.split(sizes), strict=True))[part]
+
+
+def draw_negatives(state: PairState) -> Drawn:
+    """A caption for each true local pair's image and an image for its caption; drawn once a step, for every term that asks."""
+    if "drawn" not in state.shared:
+        scale, batch = state.logit_scale.detach().exp(), state.all_ids[0].shape[0]
+        uniform = state.uniform(2 * batch)
+        to_texts = scale * state.image_embedding @ state.all_text_embedding.t()
+        to_images = scale * state.text_embedding @ state.all_image_embedding.t()
+        text, text_found = draw_hard_negatives(to_texts, state.text_candidates, uniform[:batch][state.rows])
+        image, image_found = draw_hard_negatives(to_images, state.image_candidates, uniform[batch:][state.rows])
+        own = torch.arange(len(text), device=text.device) if state.label is None else state.true.nonzero().squeeze(1)
+        state.shared["drawn"] = Drawn(own, text[own], text_found[own], image[own], image_found[own])
+    return state.shared["drawn"]
+
+
+def matching_pairs(state: PairState, hard_negatives: bool, generated_negatives: bool) -> dict[str, Pairs]:
+    """The pairs that the step asks about, by where they come from."""
+    text = (state.text, state.text_pooled, state.text_mask)
+    cosine = (state.image_embedding * state.text_embedding).sum(dim=1)
+    parts = {"given": Pairs(state.visual, *text, cosine, state.true.long(), torch.ones_like(state.true))}
+    if hard_negatives:
+        parts |= hard_pairs(state)
+    if generated_negatives and state.negatives is not None:
+        parts["generated"] = generated_pairs(state)
+    return parts
+
+
+def hard_pairs(state: PairState) -> dict[str, Pairs]:
+    """Each true local pair's image with the caption drawn for it (`by_text`), and its caption with the image (`by_image`)."""
+    drawn = draw_negatives(state)
+    own, false = drawn.own, torch.zeros_like(drawn.text)
+    tokens, pooled, mask = (column[drawn.text] for column in state.all_text)
+    to_text = (state.image_embedding[own] * state.all_text_embedding[drawn.text]).sum(dim=1)
+    to_image = (state.text_embedding[own] * state.all_image_embedding[drawn.image]).sum(dim=1)
+    captions = (state.text[own], state.text_pooled[own], state.text_mask[own])
+    return {
+        "by_text": Pairs(state.visual[own], tokens, pooled, mask, to_text, false, drawn.text_found),
+        "by_image": Pairs(state.all_visual[drawn.image], *captions, to_image, false, drawn.image_found),
+    }
+
+
+def generated_pairs(state: PairState) -> Pairs:
+    """Each local image with the false captions that came with it."""
+    tokens, pooled, mask = state.negatives
+    each = tokens.shape[0] // state.visual.shape[0]
+    image = state.image_embedding.repeat_interleave(each, dim=0)
+    false = torch.zeros(tokens.shape[0], dtype=torch.long, device=tokens.device)
+    cosine = (image * state.negative_embedding).sum(dim=1)
+    visual = state.visual.repeat_interleave(each, dim=0)
+    return Pairs(visual, tokens, pooled, mask, cosine, false, state.negative_present)
+
+
+def match(state: PairState, hard_negatives: bool, generated_negatives: bool) -> Matching:
+    """Scores the step's pairs by the fusion, once for all terms that ask for the same."""
+    key = ("matching", hard_negatives, generated_negatives)
+    if key not in state.scored:
+        parts = matching_pairs(state, hard_negatives, generated_negatives)
+        pairs = Pairs.join(list(parts.values()))
+        fused = state.fuse(pairs.visual, pairs.tokens, pairs.pooled, pairs.mask)
+        state.scored[key] = Matching(parts, pairs, state.match_logits(fused.pooled))
+    return state.scored[key]
 
 
 class MatchingLoss(Term):
@@ -72,53 +157,14 @@ class MatchingLoss(Term):
     def __init__(self, weight: float = 1.0, hard_negatives: bool = True, generated_negatives: bool = True) -> None:
         super().__init__(weight)
         self.hard_negatives = hard_negatives
-        self.generated_negatives = generated_negatives
+        self.reads_negatives = generated_negatives
 
     def forward(self, state: PairState) -> TermOutput:
-        text = (state.text, state.text_pooled, state.text_mask)
-        parts = [Pairs(state.visual, *text, state.true.long(), torch.ones_like(state.true))]
-        skipped = torch.zeros((), dtype=torch.long, device=state.visual.device)
-        if self.hard_negatives:
-            drawn = self._hard_pairs(state)
-            skipped = sum((~part.counted).sum() for part in drawn)
-            parts += drawn
-        if self.generated_negatives and state.negatives is not None:
-            parts.append(self._generated_pairs(state))
-        pairs = Pairs.join(parts)
-        logits = state.match_logits(state.fuse(pairs.visual, pairs.tokens, pairs.pooled, pairs.mask))
+        matching = match(state, self.hard_negatives, self.reads_negatives)
+        pairs, logits = matching.pairs, matching.logits
         loss, count = matching_loss(logits, pairs.label, pairs.counted)
         right = ((logits.argmax(dim=1) == pairs.label) & pairs.counted).sum() / pairs.counted.sum().clamp(min=1)
-        return TermOutput(loss, {"accuracy": right, "pairs": count, "skipped": skipped})
-
-    @staticmethod
-    def _hard_pairs(state: PairState) -> list[Pairs]:
-        """Each true local pair's image with a drawn caption, and its caption with a drawn image."""
-        scale, batch = state.logit_scale.detach().exp(), state.all_ids[0].shape[0]
-        uniform = state.uniform(2 * batch)
-        to_texts = scale * state.image_embedding @ state.all_text_embedding.t()
-        to_images = scale * state.text_embedding @ state.all_image_embedding.t()
-        text, text_drawn = draw_hard_negatives(to_texts, state.text_candidates, uniform[:batch][state.rows])
-        image, image_drawn = draw_hard_negatives(to_images, state.image_candidates, uniform[batch:][state.rows])
-        own = slice(None) if state.label is None else state.true.nonzero().squeeze(1)
-        text, text_drawn, image, image_drawn = text[own], text_drawn[own], image[own], image_drawn[own]
-        tokens, pooled, mask = state.all_text
-        false = torch.zeros_like(text)
-        return [
-            Pairs(state.visual[own], tokens[text], pooled[text], mask[text], false, text_drawn),
-            Pairs(
-                state.all_visual[image],
-                state.text[own],
-                state.text_pooled[own],
-                state.text_mask[own],
-                false,
-                image_drawn,
-            ),
-        ]
-
-    @staticmethod
-    def _generated_pairs(state: PairState) -> Pairs:
-        """Each local image with the false captions that came with it."""
-        tokens, pooled, mask = state.negatives
-        visual = state.visual.repeat_interleave(tokens.shape[0] // state.visual.shape[0], dim=0)
-        false = torch.zeros(tokens.shape[0], dtype=torch.long, device=tokens.device)
-        return Pairs(visual, tokens, pooled, mask, false, state.negative_present)
+        skipped = sum(
+            (~matching.parts[part].counted).sum() for part in ("by_text", "by_image") if part in matching.parts
+        )
+        return TermOutput(loss, {"accuracy": right, "pairs": count, "skipped": torch.as_tensor(skipped)})

@@ -14,6 +14,27 @@ def relation_loss(logits: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), label)
 
 
+def relation_answers(state: PairState) -> Tensor:
+    """(b, K) logits of the relation head. Raises ValueError for pairs without a label."""
+    if state.label is None:
+        raise ValueError("the relation term needs labelled pairs: this data has no label")
+    if "relation" not in state.scored:
+        fused = state.fuse(state.visual, state.text, state.text_pooled, state.text_mask)
+        state.scored["relation"] = state.relation_logits(fused.pooled)
+    return state.scored["relation"]
+
+
+def two_image_answers(state: PairState) -> Tensor:
+    """(b, 2) logits of the two-image head. Raises ValueError for pairs without a label or a second picture."""
+    if state.label is None or state.second_visual is None:
+        raise ValueError("the two-image term needs labelled sentences about two images")
+    if "two_image" not in state.scored:
+        text = (state.text, state.text_pooled, state.text_mask)
+        first, second = state.fuse(state.visual, *text), state.fuse(state.second_visual, *text)
+        state.scored["two_image"] = state.two_image_logits(first.pooled, second.pooled)
+    return state.scored["two_image"]
+
+
 class RelationLoss(Term):
     """Cross-entropy of the relation head on the fused pair; needs labelled pairs."""
 
@@ -21,9 +42,7 @@ class RelationLoss(Term):
     needs_label = True
 
     def forward(self, state: PairState) -> TermOutput:
-        if state.label is None:
-            raise ValueError("the relation term needs labelled pairs: this data has no label")
-        logits = state.relation_logits(state.fuse(state.visual, state.text, state.text_pooled, state.text_mask))
+        logits = relation_answers(state)
         return TermOutput(
             relation_loss(logits, state.label), {"accuracy": (logits.argmax(1) == state.label).float().mean()}
         )
@@ -37,10 +56,7 @@ class TwoImageLoss(Term):
     needs_two_images = True
 
     def forward(self, state: PairState) -> TermOutput:
-        if state.label is None or state.second_visual is None:
-            raise ValueError("the two-image term needs labelled sentences about two images")
-        text = (state.text, state.text_pooled, state.text_mask)
-        logits = state.two_image_logits(state.fuse(state.visual, *text), state.fuse(state.second_visual, *text))
+        logits = two_image_answers(state)
         return TermOutput(
             relation_loss(logits, state.label), {"accuracy": (logits.argmax(1) == state.label).float().mean()}
         )

@@ -7,6 +7,7 @@ that need the same thing share it.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,16 @@ class Term(nn.Module):
     """A weighted loss term. `weight` 0 means the term is never called.
 
     `modules_used` names the parts of the model that this term sends gradients to; parts that no active term uses are frozen by the task.
-    `needs_label`, `needs_two_images`: of no use on data without a label, or with one picture a text.
+    `needs_label`, `needs_two_images`: of no use on data without a label, or with one picture a text. `needs_terms`: one of these must be
+    active too. `needs_teacher`: reads `PairState.teacher`. `reads_negatives`: uses the false captions that the data brings.
     """
 
     modules_used: tuple[str, ...] = ()
     needs_label = False
     needs_two_images = False
+    needs_terms: tuple[str, ...] = ()
+    needs_teacher = False
+    reads_negatives = False
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -41,6 +46,25 @@ class Term(nn.Module):
 
     def forward(self, state: "PairState") -> TermOutput:
         raise NotImplementedError
+
+
+class Fused(Protocol):
+    """Both streams after fusion: visual (n, N, d), text (n, M, d), and the pooled pair (n, 2d)."""
+
+    visual: Tensor
+    text: Tensor
+    pooled: Tensor
+
+
+class Perturbation(NamedTuple):
+    """What is added to the inputs of a step: to the word embeddings (b, M, d_e), the patches (b, P, d) or the pixels (b, 3, H, W).
+
+    With two pictures a text, patches and pixels have 2 b rows, the pictures of a text side by side.
+    """
+
+    text: Tensor | None = None
+    patch: Tensor | None = None
+    pixel: Tensor | None = None
 
 
 def known_pairs(
@@ -61,7 +85,8 @@ def known_pairs(
 class PairState:
     """The step's pairs in this rank's rows (b) and, where a term asks, in the rows of all ranks (B).
 
-    visual (b, N, d) and text (b, M, d_t) are the towers' tokens; image_embedding, text_embedding (b, E) are L2-normalised.
+    visual (b, N, d) and text (b, M, d_t) are the towers' tokens; image_embedding, text_embedding (b, E) are L2-normalised. `inputs` are
+    what the towers read, `perturb` runs them again on changed inputs. A perturbed state, and that of the teacher, share what was drawn.
     """
 
     visual: Tensor
@@ -71,10 +96,12 @@ class PairState:
     image_embedding: Tensor
     text_embedding: Tensor
     logit_scale: Tensor  # log of the scale
+    logit_bias: Tensor
+    tokens: Tensor  # (b, M)
     image_id: Tensor
     text_id: Tensor
     label: Tensor | None
-    fuse: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # visual, text, pooled, mask -> pooled fused pair (n, 2d)
+    fuse: Callable[[Tensor, Tensor, Tensor, Tensor], Fused]  # visual, text, pooled, mask
     match_logits: Callable[[Tensor], Tensor]  # (n, 2d) -> (n, 2)
     relation_logits: Callable[[Tensor], Tensor]  # (n, 2d) -> (n, K)
     two_image_logits: Callable[[Tensor, Tensor], Tensor]  # two (n, 2d) -> (n, 2)
@@ -84,12 +111,36 @@ class PairState:
     )
     negative_embedding: Tensor | None = None  # (b K, E), L2-normalised
     negative_present: Tensor | None = None  # (b K,) bool: false for the fillers of a row that has fewer false captions
-    uniform: Callable[[int], Tensor] | None = None  # n -> (n,) numbers in [0, 1), the same on every rank
+    uniform: Callable[..., Tensor] | None = None  # n, stream=0 -> (n,) numbers in [0, 1), the same on every rank
+    inputs: Perturbation | None = None  # the clean word embeddings, patches and pixels
+    perturb: Callable[[Perturbation, bool], "PairState"] | None = (
+        None  # what is added, whether patches lead on into the CNN
+    )
+    embed: Callable[[Tensor], Tensor] | None = None  # (b, M) word ids -> (b, M, d_e)
+    vocab_size: int = 0
+    encode_words: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None  # (b, M, d_e) -> tokens, pooled, mask
+    mask_embedding: Tensor | None = None  # (d_e,)
+    word_logits: Callable[[Tensor], Tensor] | None = None  # fused text tokens (n, d) -> (n, vocabulary)
+    make_teacher: Callable[[], "PairState"] | None = None
+    parameters: list[Tensor] = field(default_factory=list)  # of the model, those that are trained
+    loss_scale: float = 1.0  # what fp16 training multiplies a loss by before it differentiates it
+    step: int = 0  # optimiser steps taken so far
+    shared: dict[Any, Any] = field(default_factory=dict)  # what was drawn, by who drew it
 
     @property
     def true(self) -> Tensor:
         """(b,) bool: the pair is a match (all are where the data has no label)."""
         return torch.ones_like(self.image_id, dtype=torch.bool) if self.label is None else self.label == 1
+
+    @cached_property
+    def teacher(self) -> "PairState":
+        """The same pairs through the momentum teacher, without gradients."""
+        return self.make_teacher()
+
+    @cached_property
+    def scored(self) -> dict[Any, Any]:
+        """What the fusion has answered so far, so that two terms that ask the same pay once."""
+        return {}
 
     @cached_property
     def rows(self) -> Tensor:

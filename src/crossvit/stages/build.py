@@ -106,8 +106,9 @@ def build_task(cfg: DictConfig, num_classes: int | None = None):
     if cfg.stage.task == "cross_modal":
         from crossvit.tasks.cross_modal import CrossModalTask
 
-        terms = {name: make(term) for name, term in cfg.objective.items()}
-        return CrossModalTask(build_model(cfg), terms, seed=cfg.seed, **settings)
+        terms = {name: make(term) for name, term in cfg.objective.items() if name != "teacher"}
+        momentum = cfg.objective.teacher.momentum
+        return CrossModalTask(build_model(cfg), terms, seed=cfg.seed, teacher_momentum=momentum, **settings)
     settings["loss"] = make(cfg.objective.classification)
     if cfg.stage.task == "patch_encoder":
         from crossvit.tasks.patch_encoder import PatchEncoderTask

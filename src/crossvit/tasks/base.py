@@ -71,9 +71,15 @@ class Task(L.LightningModule):
     def _factor(self, step: int) -> float:
         return 1.0 if self._total_steps is None else self._schedule(step, self._total_steps)
 
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether a logger writes the figures of the step being taken."""
+        trainer = self._trainer
+        return bool(trainer and trainer.loggers) and (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+
     def log_figures(self, figures: Mapping[str, Tensor], prefix: str = "train") -> None:
         """Logs a step's figures, only in the steps that a logger writes: `self.log` costs more than a small model's layer."""
-        if self.trainer.loggers and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if self.logs_this_step:
             values = {f"{prefix}/{name}": float(value) for name, value in figures.items()}
             values[f"{prefix}/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             values["epoch"] = self.current_epoch

@@ -4,38 +4,57 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from crossvit.data.batches import ImageBatch, PairBatch, TextBatch
+from crossvit.distributed import world_size
+from crossvit.errors import UserError
 from crossvit.metrics import ImageTextPairs, IndexedCatMetric, classification_accuracy, embedding_retrieval
 from crossvit.metrics.pairs import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from crossvit.models.crossvit import CrossViT
-from crossvit.models.text_encoder import TextFeatures
+from crossvit.objectives.matching import match
+from crossvit.objectives.relation import relation_answers, two_image_answers
 from crossvit.objectives.term import PairState, Term
 from crossvit.tasks.base import Task
+from crossvit.tasks.pair_state import pair_state
+from crossvit.tasks.teacher import MomentumTeacher
 
+TRUNK = ("patch_encoder.", "vision.", "text_encoder.")
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as open_clip and SLIP clamp it
 
 
 class CrossModalTask(Task):
-    """Contrastive learning, matching and relation terms on a `CrossViT`; loss = sum of weight x term over the terms with weight > 0.
+    """Contrastive learning, matching and the other terms on a `CrossViT`; loss = sum of weight x term over the terms with weight > 0.
 
     terms: name -> Term. Parts of the model that no active term uses are frozen, so that every trained parameter has a gradient.
+    teacher_momentum: of the momentum teacher, which is there where a term asks for it.
+
+    Raises UserError where a term lacks the one that it needs beside it.
     """
 
     provides = ("",)
 
-    def __init__(self, model: CrossViT, terms: Mapping[str, Term], seed: int = 0, **settings) -> None:
+    def __init__(
+        self, model: CrossViT, terms: Mapping[str, Term], seed: int = 0, teacher_momentum: float = 0.995, **settings
+    ) -> None:
         super().__init__(**settings)
         self.model = model
         self.terms = nn.ModuleDict({name: term for name, term in terms.items() if term.weight > 0})
         if not self.terms:
             raise ValueError("objective: every weight is 0, there is nothing to train")
+        for name, term in self.terms.items():
+            if term.needs_terms and not any(other in self.terms for other in term.needs_terms):
+                raise UserError(
+                    f"objective.{name} needs one of {', '.join(term.needs_terms)} beside it: give it a weight"
+                )
         self.seed = seed
         used = {name for term in self.terms.values() for name in term.modules_used}
         for name, parameter in model.named_parameters():
             if name.split(".")[0] not in used:
                 parameter.requires_grad_(False)
+        needed = any(term.needs_teacher for term in self.terms.values())
+        self.teacher = MomentumTeacher(model, teacher_momentum) if needed else None
         self.val_images = IndexedCatMetric("embedding", "image_id")
         self.val_texts = IndexedCatMetric("embedding", "image_id", "text_id")
         self.val_pairs = IndexedCatMetric("logits", "label")
@@ -44,31 +63,69 @@ class CrossModalTask(Task):
     def network(self) -> nn.Module:
         return self.model
 
-    def forward(self, batch: PairBatch, uniform=None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted loss over the global batch and the figures to log."""
-        if not any(getattr(term, "generated_negatives", False) for term in self.terms.values()):
+    def setup(self, stage: str) -> None:
+        """The teacher starts as what the stage starts from; a checkpoint, restored later, brings its own."""
+        if stage == "fit" and self.teacher is not None:
+            self.teacher.follow(self.model, momentum=0.0)
+
+    def losses(self, batch: PairBatch, uniform=None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each term's weighted loss over the global batch, and the figures to log."""
+        if not any(term.reads_negatives for term in self.terms.values()):
             batch = batch._replace(negatives=None, negatives_mask=None)  # nobody asks for their features
-        state = pair_state(self.model, batch, uniform)
-        total, figures = 0.0, {}
+        state = self.state(batch, uniform)
+        weighted, figures = {}, {}
         for name, term in self.terms.items():
             out = term(state)
-            total = total + term.weight * out.loss
+            weighted[name] = term.weight * out.loss
             figures[f"{name}/loss"] = out.loss.detach()
-            figures[f"{name}/weighted"] = term.weight * out.loss.detach()
+            figures[f"{name}/weighted"] = weighted[name].detach()
             figures |= {f"{name}/{key}": value for key, value in out.figures.items()}
+        return weighted, figures
+
+    def forward(self, batch: PairBatch, uniform=None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the weighted losses, and the figures to log."""
+        weighted, figures = self.losses(batch, uniform)
+        total = sum(weighted.values())
         return total, figures | {"loss": total.detach()}
 
+    def state(self, batch: PairBatch, uniform=None) -> PairState:
+        """What the terms see of a batch."""
+        state = pair_state(self.model, batch, uniform, self.teacher.model if self.teacher is not None else None)
+        if self._trainer is not None:
+            state.step = self.trainer.global_step
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            state.loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        return state
+
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        def uniform(n: int) -> Tensor:
-            seed = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx]).generate_state(1)[0]
+        def uniform(n: int, stream: int = 0) -> Tensor:
+            entropy = [self.seed, self.current_epoch, batch_idx, *([stream] if stream else [])]
+            seed = np.random.SeedSequence(entropy).generate_state(1)[0]
             return torch.rand(n, generator=torch.Generator().manual_seed(int(seed))).to(self.device)
 
-        loss, figures = self(batch, uniform)
-        self.log_figures(figures)
+        weighted, figures = self.losses(batch, uniform)
+        loss = sum(weighted.values())
+        if self.logs_this_step:
+            norms = {f"{name}/gradient": self.trunk_gradient(term) for name, term in weighted.items()}
+            self.log_figures(figures | norms | {"loss": loss.detach()})
         return loss
 
-    def on_train_batch_end(self, *args) -> None:
+    def trunk_gradient(self, loss: Tensor) -> Tensor:
+        """Norm of a loss's gradient by what all terms share, the towers: which term moves them most. Averaged over processes as training does."""
+        trunk = [p for name, p in self.model.named_parameters() if p.requires_grad and name.startswith(TRUNK)]
+        found = torch.autograd.grad(loss, trunk, retain_graph=True, allow_unused=True) if loss.requires_grad else []
+        flat = [grad.flatten().float() for grad in found if grad is not None]
+        gradient = torch.cat(flat) if flat else torch.zeros(1, device=loss.device)
+        if world_size() > 1:
+            dist.all_reduce(gradient)
+            gradient /= world_size()
+        return gradient.norm()
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
         self.model.logit_scale.data.clamp_(0, MAX_LOGIT_SCALE)
+        if self.teacher is not None:
+            self.teacher.follow(self.model)
 
     def validation_step(
         self, batch: ImageBatch | TextBatch | PairBatch, batch_idx: int, dataloader_idx: int = 0
@@ -101,49 +158,9 @@ class CrossModalTask(Task):
                     self.log(f"val/{short}/acc@{k}", accuracy, prog_bar=k == 1, sync_dist=True)
 
 
-def pair_state(model: CrossViT, batch: PairBatch, uniform=None) -> PairState:
-    """Runs both towers once on a batch and lays out what the terms need."""
-    size, two = batch.image.shape[0], batch.image.dim() == 5
-    visual = model.visual_features(batch.image.flatten(0, 1) if two else batch.image)
-    first, second = visual.unflatten(0, (size, 2)).unbind(1) if two else (visual, None)
-    text = model.text_features(batch.tokens, batch.token_mask)
-    negatives = negative_embedding = present = None
-    if batch.negatives is not None:
-        features = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))
-        negatives, negative_embedding = (features.tokens, features.pooled, features.mask), model.embed_text(features)
-        present = batch.negatives_mask.flatten(0, 1).any(dim=1)
-
-    def fuse(visual: Tensor, tokens: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
-        return model.fuse(visual, TextFeatures(tokens, pooled, mask)).pooled
-
-    return PairState(
-        visual=first,
-        text=text.tokens,
-        text_pooled=text.pooled,
-        text_mask=text.mask,
-        image_embedding=model.embed_visual(first),
-        text_embedding=model.embed_text(text),
-        logit_scale=model.logit_scale,
-        image_id=batch.image_id,
-        text_id=batch.text_id,
-        label=batch.label,
-        fuse=fuse,
-        match_logits=model.itm,
-        relation_logits=model.relation,
-        two_image_logits=lambda a, b: model.two_image(torch.cat([a, b], dim=-1)),
-        second_visual=second,
-        negatives=negatives,
-        negative_embedding=negative_embedding,
-        negative_present=present,
-        uniform=uniform or (lambda n: torch.rand(n, device=first.device)),
-    )
-
-
 def pair_logits(model: CrossViT, batch: PairBatch, relation: bool = False) -> Tensor:
     """(B, K) logits of a labelled batch: the two-image head for two pictures, else the relation head if asked, else the matching head."""
     state = pair_state(model, batch._replace(negatives=None, negatives_mask=None))
-    text = (state.text, state.text_pooled, state.text_mask)
-    fused = state.fuse(state.visual, *text)
     if state.second_visual is not None:
-        return state.two_image_logits(fused, state.fuse(state.second_visual, *text))
-    return (state.relation_logits if relation else state.match_logits)(fused)
+        return two_image_answers(state)
+    return relation_answers(state) if relation else match(state, False, False).logits

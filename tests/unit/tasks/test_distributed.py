@@ -1,16 +1,23 @@
 """Two and three gloo processes give the loss, the gradients, the drawn negatives and the metrics of one."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from crossvit.data.batches import ImageBatch, PairBatch, TextBatch
 from crossvit.distributed import gather, global_rows
+from crossvit.objectives.adversarial import AdversarialLoss
 from crossvit.objectives.classification import ClassificationLoss
 from crossvit.objectives.contrastive import ContrastiveLoss
-from crossvit.objectives.matching import MatchingLoss
+from crossvit.objectives.imitation import CrossDualLoss, CyclicLoss, DistillationLoss, MutualLearningLoss
+from crossvit.objectives.masked import MaskedLanguageLoss
+from crossvit.objectives.matching import MatchingLoss, hard_pairs
 from crossvit.objectives.relation import RelationLoss, TwoImageLoss
-from crossvit.tasks.cross_modal import CrossModalTask, pair_state
+from crossvit.objectives.sigmoid import SigmoidLoss
+from crossvit.tasks.cross_modal import CrossModalTask
+from crossvit.tasks.pair_state import pair_state
 from crossvit.tasks.visual_transformer import VisualTransformerTask
 from tests.distributed import run_distributed
 from tests.small import SETTINGS, cross_vit, pairs, patch_encoder, uniform, visual_transformer
@@ -37,6 +44,43 @@ CASES = {
         pairs([0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 7, 7]),
     ),
     "one unique image": ({"itc": ContrastiveLoss, "itm": MatchingLoss}, pairs([0] * 12)),
+    "sigmoid": ({"sigmoid": SigmoidLoss}, pairs(SHARED, negatives=2, without_negatives=[3, 4, 10])),
+    "mutual learning and consistent geometry, labelled": (
+        {"itc": ContrastiveLoss, "dml": MutualLearningLoss, "cyclip": CyclicLoss},
+        pairs(SHARED, label=[1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1]),
+    ),
+    "momentum teacher": (
+        {"itc": ContrastiveLoss, "itm": MatchingLoss, "distill": partial(DistillationLoss, matching=True)},
+        pairs(SHARED, negatives=2, without_negatives=[0, 3, 7]),
+    ),
+    "queue": ({"itc": partial(ContrastiveLoss, queue_size=20)}, pairs(SHARED)),
+    "fused scorer and towers": (
+        {"itm": MatchingLoss, "crossdual": CrossDualLoss},
+        pairs(SHARED, negatives=2, without_negatives=[0, 3, 7]),
+    ),
+    "masked words": (
+        {"itm": MatchingLoss, "mlm": MaskedLanguageLoss},
+        pairs(SHARED, label=[1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1]),
+    ),
+    "pgd on matching": (
+        {"itm": MatchingLoss, "adversarial": partial(AdversarialLoss, steps=2, init="uniform")},
+        pairs(SHARED, negatives=1, without_negatives=[0, 3, 7]),
+    ),
+    "random direction, pixels": (
+        {
+            "itm": MatchingLoss,
+            "adversarial": partial(AdversarialLoss, direction="random", spaces=["pixel"], norm="linf"),
+        },
+        pairs(SHARED),
+    ),
+    "villa on the contrastive term": (
+        {"itc": ContrastiveLoss, "adversarial": partial(AdversarialLoss, algorithm="villa", attack="itc", steps=2)},
+        pairs(SHARED),
+    ),
+    "vat on two images": (
+        {"two_image": TwoImageLoss, "adversarial": partial(AdversarialLoss, algorithm="vat", attack="two_image")},
+        pairs(ROWS, label=[i % 2 for i in ROWS], two_images=True),
+    ),
     "relation": ({"relation": RelationLoss}, pairs(ROWS, label=[i % 3 for i in ROWS])),
     "two images": ({"two_image": TwoImageLoss}, pairs(ROWS, label=[i % 2 for i in ROWS], two_images=True)),
 }
@@ -72,13 +116,19 @@ def train_step(name: str, rank: int, world: int) -> dict:
     model = cross_vit(num_relations=3)
     task = CrossModalTask(model, {key: term(weights.get(key, 1.0)) for key, term in terms.items()}, **SETTINGS)
     local = share(batch, rank, world)
+    if task.teacher is not None:  # one that is not its student, and a queue that holds something
+        generator = torch.Generator().manual_seed(1)
+        for parameter in task.teacher.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        with torch.no_grad():
+            task(share(pairs(range(20, 32), seed=3), rank, world), uniform(5))
     loss, figures = task(local, uniform(4))
     found = {"loss": averaged(loss, model, world)}
     if "itm" in terms:
         found["pairs"] = figures["itm/pairs"].item()
         state = pair_state(model, local, uniform(4))
         with torch.no_grad():
-            by_text, by_image = MatchingLoss._hard_pairs(state)
+            by_text, by_image = hard_pairs(state).values()
         if local.label is None:  # every row draws: in global order the drawn features are those of one process
             found["drawn"] = [gather(x) for x in (by_text.pooled, by_image.visual, by_text.counted, by_image.counted)]
     return found

@@ -1,0 +1,114 @@
+"""From a model and a batch to what the loss terms see."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from crossvit.data.batches import PairBatch
+from crossvit.models.crossvit import CrossViT
+from crossvit.models.text_encoder import TextFeatures
+from crossvit.objectives.term import PairState, Perturbation
+
+
+def pair_state(model: CrossViT, batch: PairBatch, uniform=None, teacher: CrossViT | None = None) -> PairState:
+    """Runs both towers once on a batch and lays out what the terms need. teacher: the model behind `PairState.teacher`, run when asked."""
+    pictures = batch.image.flatten(0, 1) if batch.image.dim() == 5 else batch.image
+    patches = model.patch_encoder(pictures).patches
+    return _lay_out(model, batch, pictures, patches, uniform, teacher, {})
+
+
+def _lay_out(
+    model: CrossViT,
+    batch: PairBatch,
+    pictures: Tensor,
+    patches: Tensor,
+    uniform,
+    teacher: CrossViT | None,
+    shared: dict,
+) -> PairState:
+    size, two = len(batch.tokens), batch.image.dim() == 5
+    visual = model.visual_tokens(patches, pictures.shape[-2:])
+    words = model.text_encoder.embed(batch.tokens)
+    text = model.text_features(batch.tokens, batch.token_mask)
+    negatives = negative_embedding = present = None
+    if batch.negatives is not None:
+        features = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))
+        negatives, negative_embedding = tuple(features), model.embed_text(features)
+        present = batch.negatives_mask.flatten(0, 1).any(dim=1)
+
+    def fields(visual: Tensor, text: TextFeatures) -> dict:
+        first, second = visual.unflatten(0, (size, 2)).unbind(1) if two else (visual, None)
+        return {
+            "visual": first,
+            "second_visual": second,
+            "text": text.tokens,
+            "text_pooled": text.pooled,
+            "text_mask": text.mask,
+            "image_embedding": model.embed_visual(first),
+            "text_embedding": model.embed_text(text),
+        }
+
+    def perturb(added: Perturbation, through_cnn: bool = False) -> PairState:
+        """The same pairs on changed inputs. What is not changed is not computed again."""
+        new_visual, new_text = visual, text
+        if added.pixel is not None or added.patch is not None:
+            base = patches if through_cnn else patches.detach()
+            if added.pixel is not None:
+                with unchanged_statistics(model.patch_encoder):
+                    base = model.patch_encoder(pictures + added.pixel).patches
+            new_visual = model.visual_tokens(base if added.patch is None else base + added.patch, pictures.shape[-2:])
+        if added.text is not None:
+            new_text = model.text_features(batch.tokens, batch.token_mask, words + added.text)
+        return PairState(**common | fields(new_visual, new_text), shared=state.shared)
+
+    def make_teacher() -> PairState:
+        with torch.no_grad():
+            pictures_patches = teacher.patch_encoder(pictures).patches
+            return _lay_out(teacher, batch, pictures, pictures_patches, uniform, None, state.shared)
+
+    common = {
+        "logit_scale": model.logit_scale,
+        "logit_bias": model.logit_bias,
+        "tokens": batch.tokens,
+        "image_id": batch.image_id,
+        "text_id": batch.text_id,
+        "label": batch.label,
+        "fuse": lambda visual, tokens, pooled, mask: model.fuse(visual, TextFeatures(tokens, pooled, mask)),
+        "match_logits": model.itm,
+        "relation_logits": model.relation,
+        "two_image_logits": lambda first, second: model.two_image(torch.cat([first, second], dim=-1)),
+        "negatives": negatives,
+        "negative_embedding": negative_embedding,
+        "negative_present": present,
+        "uniform": uniform or (lambda n, stream=0: torch.rand(n, device=patches.device)),
+        "inputs": Perturbation(words, patches, pictures),
+        "perturb": perturb,
+        "embed": model.text_encoder.embed,
+        "vocab_size": model.text_encoder.vocab_size,
+        "encode_words": lambda changed: tuple(model.text_features(batch.tokens, batch.token_mask, changed)),
+        "mask_embedding": model.mlm.mask_embedding,
+        "word_logits": model.masked_word_logits,
+        "make_teacher": make_teacher,
+        "parameters": [p for p in model.parameters() if p.requires_grad],
+    }
+    state = PairState(**common | fields(visual, text), shared=shared)
+    return state
+
+
+@contextlib.contextmanager
+def unchanged_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises as it would, by the batch while training, and leaves its running statistics alone."""
+    layers = [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats
+    ]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

@@ -30,8 +30,8 @@ ATTACKED = {
 class AdversarialLoss(Term):
     """The loss under attack.
 
-    attack: the term whose questions are made hard; it has to be active too. target: what is right, the `label`, the model's own clean answer
-    (`pseudo`) or that of its momentum teacher (`teacher`). `vat` has no use for a label: it takes the clean answer instead.
+    attack: the term whose questions are made hard; it has to be active too. target: what is right, the `label`, the model's own clean
+    answer (`pseudo`) or that of its momentum teacher (`teacher`). `vat` has no use for a label: it takes the clean answer instead.
     spaces: what is moved, `text` (word embeddings, before positions), `patch` (patches, after the CNN) and `pixel`.
     eps, step_size: radius of the ball (null: none) and length of a step, for each row of each space. relative: they are shares of the row's
     own norm (`l2`) or root mean square (`linf`), so that growing embeddings buys no safety.

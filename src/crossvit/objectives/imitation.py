@@ -6,7 +6,6 @@ momentum teacher (`distill`), and cross-encoder against dual encoder (`crossdual
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from crossvit.distributed import global_mean
 from crossvit.objectives.answers import Answers, contrastive_answers, matching_answers

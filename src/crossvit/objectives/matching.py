@@ -60,7 +60,7 @@ class Pairs(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The hard negatives of a step: for the local rows `own` (o,), the caption and the image in the global batch, and whether one was found."""
+    """The hard negatives of the local rows `own` (o,): places of a caption and an image in the global batch, and whether one was found."""
 
     own: Tensor
     text: Tensor

@@ -111,7 +111,7 @@ class CrossModalTask(Task):
         return loss
 
     def trunk_gradient(self, loss: Tensor) -> Tensor:
-        """Norm of a loss's gradient by what all terms share, the towers: which term moves them most. Averaged over processes as training does."""
+        """Norm of a loss's gradient by what all terms share, the towers, averaged over processes as training averages it."""
         trunk = [p for name, p in self.model.named_parameters() if p.requires_grad and name.startswith(TRUNK)]
         found = torch.autograd.grad(loss, trunk, retain_graph=True, allow_unused=True) if loss.requires_grad else []
         flat = [grad.flatten().float() for grad in found if grad is not None]

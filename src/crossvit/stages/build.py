@@ -33,8 +33,12 @@ def make(node: DictConfig, **arguments: Any) -> Any:
     try:
         return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, ValueError):
+            key = str(error).rpartition("full_key: ")[2].strip() or node["_target_"]
+            raise UserError(f"{key}: {cause}") from error
         raise UserError(str(error).replace("\n", " ")) from error
 
 

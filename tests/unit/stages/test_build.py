@@ -104,3 +104,9 @@ def test_an_unknown_task():
     cfg.stage.task = "sorcery"
     with pytest.raises(UserError, match="stage.task=sorcery"):
         build.build_task(cfg, num_classes=2)
+
+
+def test_a_value_that_a_class_refuses_names_its_key():
+    cfg = compose(["stage=vlr", "objective=pgd", "objective.adversarial.spaces=[words]"])
+    with pytest.raises(UserError, match=r"^objective\.adversarial: spaces=\['words'\]: choose some of text, patch, pixel$"):
+        build_task(cfg)

@@ -108,5 +108,7 @@ def test_an_unknown_task():
 
 def test_a_value_that_a_class_refuses_names_its_key():
     cfg = compose(["stage=vlr", "objective=pgd", "objective.adversarial.spaces=[words]"])
-    with pytest.raises(UserError, match=r"^objective\.adversarial: spaces=\['words'\]: choose some of text, patch, pixel$"):
+    with pytest.raises(
+        UserError, match=r"^objective\.adversarial: spaces=\['words'\]: choose some of text, patch, pixel$"
+    ):
         build_task(cfg)

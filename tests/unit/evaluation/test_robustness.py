@@ -1,0 +1,131 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from crossvit.errors import UserError
+from crossvit.evaluation.robustness import Robustness
+from crossvit.evaluation.subject import Subject
+from crossvit.objectives.matching import MatchingLoss
+from crossvit.tasks.cross_modal import pair_logits
+from tests.small import cross_modal, pairs, uniform
+
+TRAINED = frozenset({"fusion", "itm"})
+STATEMENTS = pairs([0, 0, 1, 1, 2, 2, 3, 3, 4, 4], label=[1, 0] * 5)
+EPS = [0.02, 0.1, 0.5]
+
+
+def trained(seed: int):
+    """Knows its ten statements by heart."""
+    torch.manual_seed(seed)
+    task = cross_modal({"itm": MatchingLoss(hard_negatives=False)})
+    optimizer = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        task(STATEMENTS, uniform())[0].backward()
+        optimizer.step()
+    model = task.model.eval()
+    assert (pair_logits(model, STATEMENTS).argmax(1) == STATEMENTS.label).all()
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained(0)
+
+
+def normalize(image):
+    return image
+
+
+normalize.std = (0.5, 0.25, 0.25)
+DATA = SimpleNamespace(
+    pair_loader=lambda split: [STATEMENTS._replace(**{k: v[part] for k, v in STATEMENTS._asdict().items() if v is not None})
+                               for part in (slice(0, 6), slice(6, 10))],
+    normalize=normalize,
+)  # fmt: skip
+
+
+def measure(model, trained=TRAINED, **options) -> tuple[dict, dict]:
+    kept = {}
+    evaluator = Robustness(DATA, **{"eps": EPS, "steps": 5, "restarts": 2} | options)
+    subject = Subject(model, trained, torch.device("cpu"), keep=kept.__setitem__)
+    return {m.metric: m.estimate.value for m in evaluator(subject)}, kept
+
+
+@pytest.mark.parametrize("space", ["text", "patch", "pixel"])
+def test_the_curve_falls_and_the_checks_are_kept(model, space):
+    eps = [0.5, 4.0, 255.0] if space == "pixel" else EPS
+    found, kept = measure(model, space=space, eps=eps)
+    names = [f"eps {value:g}" for value in (0, *eps)]
+    curve = [found[name] for name in names]
+    assert curve[0] == 1.0
+    assert curve == sorted(curve, reverse=True)
+    assert found["unbounded"] == 0.0
+    assert found[f"eps {eps[1]:g} 2 starts"] <= found[f"random {eps[1]:g}"]
+    assert kept[f"robustness_{space}"]["checks"] == {
+        "loss rises with eps": True,
+        "loss rises with steps": True,
+        "unbounded attack leaves next to nothing": True,
+        "restarts find little more": True,
+    }
+
+
+def test_random_changes_of_the_same_size_do_less(model):
+    found, _ = measure(model, space="patch", eps=[0.5])
+    assert found["eps 0.5"] < found["random 0.5"]
+
+
+def test_the_same_figures_again_and_no_gradient_left_behind(model):
+    first, _ = measure(model, space="text")
+    assert measure(model, space="text")[0] == first
+    assert all(p.grad is None or not p.grad.abs().any() for p in model.parameters() if not p.requires_grad)
+
+
+def test_a_limit(model):
+    evaluator = Robustness(DATA, eps=[0.1], limit=7)
+    batches = evaluator._batches(Subject(model, TRAINED, torch.device("cpu")))
+    assert [len(batch.index) for batch in batches] == [6, 1]
+
+
+def test_an_attack_made_on_another_model_is_weaker(model):
+    found, kept = measure(model, space="pixel", eps=[16.0], surrogate=trained(5))
+    assert found["eps 16 transfer"] >= found["eps 16"]
+    assert kept["robustness_pixel"]["checks"]["transfer is no stronger"]
+
+
+def test_a_gradient_that_is_masked_is_found_out(model, monkeypatch):
+    """Logits that are rounded have no gradient: the attack finds nothing, and the checks say so."""
+
+    class Step(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            return logits.round()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return torch.zeros_like(grad)
+
+    plain = model.itm.forward
+    monkeypatch.setattr(model.itm, "forward", lambda pooled: Step.apply(plain(pooled)))
+    found, kept = measure(model, space="patch")
+    assert found["unbounded"] == 1.0
+    assert not kept["robustness_patch"]["checks"]["unbounded attack leaves next to nothing"]
+
+
+def test_a_stage_without_a_trained_head_gives_nothing(model):
+    assert measure(model, trained=frozenset({"itc_image"})) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"space": "words"}, "space=words: choose text, patch or pixel"),
+        ({"eps": [0.2, 0.1]}, "ascending"),
+        ({"eps": []}, "ascending"),
+        ({"space": "text", "surrogate": object()}, "space=pixel"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(UserError, match=message):
+        Robustness(DATA, **options)

@@ -99,8 +99,8 @@ class COCODataModule(PairDataModule):
         ]
 
     def training_texts(self) -> list[str]:
-        """Every caption of the training split, for a text-only baseline. Raises UserError where the layout is wrong."""
-        return training_texts(self.root)
+        """Every caption of split `train`, for a text-only baseline. Raises UserError where the layout is wrong."""
+        return [text for _, _, text in self.captions("train")]
 
     def image_loader(self, split: str) -> EpochLoader:
         """Every image once, in order."""
@@ -141,15 +141,19 @@ def annotation_files(root: Path, kind: str, split: str) -> list[Path]:
     return [root / "annotations" / f"{kind}_{split}{year}.json" for year in _YEARS]
 
 
-def training_texts(root: Path) -> list[str]:
-    """Every caption of a COCO folder's training split.
+def training_captions(root: Path) -> Path:
+    """The captions file of a COCO folder's training split.
 
     Raises:
-        UserError: the file is not there, or not of this form.
+        UserError: it is not there.
     """
     candidates = annotation_files(root, "captions", "train")
-    file = next((path for path in candidates if path.is_file()), candidates[0])
-    return list(read_captions(file, root).captions.texts)
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"{candidates[0]} is not there (nor is the form of 2014): it holds the captions of COCO's training split."
+    )
 
 
 def read_captions(file: Path, folder: Path) -> COCOIndex:

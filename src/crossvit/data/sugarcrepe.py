@@ -6,7 +6,7 @@ from typing import Any
 
 from crossvit.data.annotations import read_json
 from crossvit.data.bad_samples import BadRecord
-from crossvit.data.coco import Twin, training_texts
+from crossvit.data.coco import Twin, read_captions, training_captions
 from crossvit.data.pairs import PairIndex
 from crossvit.data.vlr import Statement, StatementDataModule, build_index
 from crossvit.errors import UserError
@@ -23,6 +23,9 @@ class SugarCrepeDataModule(StatementDataModule):
         image_roots: folders that hold the pictures (COCO val2017), searched in order; None: `<root>/images`.
         captions_root: a COCO folder, whose training captions a text-only baseline learns from; None: there is no such baseline.
         kwargs: see PairDataModule.
+
+    Raises:
+        UserError: see CrossViTDataModule; also `captions_root` without training captions.
     """
 
     LAYOUT = """\
@@ -51,11 +54,11 @@ class SugarCrepeDataModule(StatementDataModule):
         """Captions that people have written of other pictures.
 
         Raises:
-            UserError: `captions_root` is None or holds none.
+            UserError: `captions_root` is None, or its file is not of COCO's form.
         """
         if self.captions_root is None:
             raise UserError("data.captions_root is null: the text-only baseline learns from a COCO folder's captions.")
-        return training_texts(self.captions_root)
+        return list(read_captions(training_captions(self.captions_root), self.captions_root).captions.texts)
 
     def _read_split(self, split: str) -> PairIndex:
         for root in self.image_roots:
@@ -80,5 +83,5 @@ class SugarCrepeDataModule(StatementDataModule):
                 picture, caption, negative = values
                 statements += [Statement((picture,), caption, 1, kind), Statement((picture,), negative, 0, kind)]
         index = build_index(statements, self.image_roots, files[0], defects)
-        index.files = files
+        index.files = files if self.captions_root is None else [*files, training_captions(self.captions_root)]
         return index

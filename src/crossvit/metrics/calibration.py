@@ -25,7 +25,9 @@ def best_threshold(scores: Tensor, labels: Tensor) -> float:
         torch.zeros(len(values), dtype=torch.float64).index_add_(0, place[mask], torch.ones(int(mask.sum())).double())
         for mask in (true, ~true)
     )
-    below_true, below_false = (F.pad(count.cumsum(0), (1, 0)) for count in (trues, falses))  # with a score below the i-th
+    below_true, below_false = (
+        F.pad(count.cumsum(0), (1, 0)) for count in (trues, falses)
+    )  # with a score below the i-th
     right = below_false + (trues.sum() - below_true)  # a threshold between the values i - 1 and i
     tied = right[:-1] + (falses - trues) / 2  # a threshold at value i
     reach = max((values[-1] - values[0]).item(), 1.0)

@@ -18,8 +18,9 @@ from crossvit.metrics import (
 class Calibration:
     """Accuracy at a fitted threshold, AUROC and expected calibration error of p(match) on labelled pairs.
 
-    Of the dual encoder's cosine p is sigmoid(scale x cosine + offset), both fitted (Platt 1999); of the fused scorer it is the matching head's
-    own. What is fitted stays with the stage as `evaluations/decision-<task>.json`. Scores that the chain has not trained give no measurement.
+    Of the dual encoder's cosine p is sigmoid(scale x cosine + offset), both fitted (Platt 1999); of the fused scorer it is the matching
+    head's own. What is fitted stays with the stage as `evaluations/decision-<task>.json`. Scores that the chain has not trained give no
+    measurement.
 
     fit_split: where threshold and scaling are fitted; None: on every second picture of `split`, and the others are the test.
     """

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from crossvit.data.coco import COCODataModule, Twin
-
 from crossvit.errors import UserError
 from crossvit.evaluation.subject import PAIRS_PER_CALL, Measurement, Subject
 from crossvit.metrics import by_kind, caption_plausibility, two_way_accuracy

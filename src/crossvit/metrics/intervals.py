@@ -100,9 +100,10 @@ def estimate_statistic(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic in [0, 1] that is no mean of the rows (AUROC, calibration error), with the basic bootstrap interval (Davison and Hinkley 1997).
+    """A statistic in [0, 1] that is no mean of the rows (AUROC, calibration error), with a basic bootstrap interval.
 
-    The basic interval mirrors the percentiles at the value and so takes the bias of the resamples off; it is widened to hold the value.
+    The basic interval (Davison and Hinkley 1997, section 5.2) mirrors the percentiles at the value and so takes the bias of the resamples
+    off; it is widened to hold the value.
 
     Args:
         statistic: `columns`, all (Q, ...), -> a float; nan where it is not defined, and such resamples are left out.

@@ -38,10 +38,9 @@ class Matching:
         self.split = split
         self.task = task
         self.candidates = candidates
-        if candidates is not None and not 2 <= candidates <= (most := most_candidates(data, split)):
-            raise UserError(
-                f"candidates={candidates}: {split} has enough distractors for 2 to {most}; null takes all of it"
-            )
+        most = candidates if candidates is None else most_candidates(data, split)
+        if candidates is not None and not 2 <= candidates <= most:
+            raise UserError(f"candidates={candidates}: {split} has distractors for 2 to {most}; null takes all of it")
         self.rerank = rerank
         self.seed = seed
         self.splits = (split,)

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from crossvit.data import scenes

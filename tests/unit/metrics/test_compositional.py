@@ -40,7 +40,10 @@ class TestQuads:
 
     def test_winogrounds_definition(self):
         right = [[0.9, 0.1], [0.2, 0.8]]  # a row is an image
-        same_image = [[0.9, 0.1], [1.0, 1.1]]  # each image likes its caption, but the first caption likes the second image
+        same_image = [
+            [0.9, 0.1],
+            [1.0, 1.1],
+        ]  # each image likes its caption, but the first caption likes the second image
         same_text = [[0.9, 1.0], [0.1, 1.1]]
         found = self.found(right, same_image, same_text)
         assert found == {"text": [1.0, 1.0, 0.0], "image": [1.0, 0.0, 1.0], "group": [1.0, 0.0, 0.0]}
@@ -49,7 +52,11 @@ class TestQuads:
         collapsed, half = [[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.9], [0.1, 0.8]]
         found = self.found(collapsed, half)
         assert {name: values[0] for name, values in found.items()} == pytest.approx(QUAD_CHANCE)
-        assert [values[1] for values in found.values()] == [0.5, 0.0, 0.0]  # of the second caption the first image scores higher
+        assert [values[1] for values in found.values()] == [
+            0.5,
+            0.0,
+            0.0,
+        ]  # of the second caption the first image scores higher
 
     def test_random_scores_give_chance(self):
         scores = torch.rand(40_000, 2, 2, generator=torch.Generator().manual_seed(0))

@@ -51,7 +51,9 @@ class TestLinearProbe:
 class TestNeighbours:
     def test_votes_by_hand(self):
         train = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-        votes = neighbour_votes(train, torch.tensor([0, 1, 1]), torch.tensor([[2.0, 0.0]]), neighbours=2, temperature=0.5)
+        votes = neighbour_votes(
+            train, torch.tensor([0, 1, 1]), torch.tensor([[2.0, 0.0]]), neighbours=2, temperature=0.5
+        )
         weight = torch.tensor((0.6 - 1.0) / 0.5).exp().item()
         assert votes[0].tolist() == pytest.approx([1.0, weight], abs=1e-6)
 

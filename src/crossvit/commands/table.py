@@ -9,10 +9,20 @@ from crossvit.report.plots import plot_curves, plot_table
 from crossvit.report.table import Table
 
 NO_HEAD = "its head is not trained in this stage"
+NO_TOWERS = "this stage has not trained both towers"
 ABSENT = {
     "classification": "this stage has no classifier",
+    "zero_shot": NO_TOWERS,
     "vqcmi_fused": NO_HEAD,
+    "vqcmi_n_way_fused": NO_HEAD,
     "twins_fused": NO_HEAD,
+    "quads": NO_TOWERS,
+    "quads_fused": NO_HEAD,
+    "sugarcrepe_fused": NO_HEAD,
+    "winoground": NO_TOWERS,
+    "winoground_fused": NO_HEAD,
+    "calibration": NO_TOWERS,
+    "calibration_fused": NO_HEAD,
     "vlr": NO_HEAD,
     "vlr_compositional": NO_HEAD,
     "vlr_medium": NO_HEAD,

@@ -98,6 +98,10 @@ class COCODataModule(PairDataModule):
             for n in negatives.group(c)
         ]
 
+    def training_texts(self) -> list[str]:
+        """Every caption of split `train`, for a text-only baseline. Raises UserError where the layout is wrong."""
+        return [text for _, _, text in self.captions("train")]
+
     def image_loader(self, split: str) -> EpochLoader:
         """Every image once, in order."""
         dataset = ImageDataset(self._pictures(split), self.index(split).image_ids, self._eval_transform)
@@ -125,11 +129,31 @@ class COCODataModule(PairDataModule):
         return index
 
     def _file(self, kind: str, split: str) -> Path:
-        candidates = [self.root / "annotations" / f"{kind}_{split}{year}.json" for year in _YEARS]
+        candidates = annotation_files(self.root, kind, split)
         for path in candidates:
             if path.is_file():
                 return path
         raise self._layout_error(f"{candidates[0]} is not there (nor is the form of 2014).")
+
+
+def annotation_files(root: Path, kind: str, split: str) -> list[Path]:
+    """Where an annotation file may lie: in the form of 2017, of 2014."""
+    return [root / "annotations" / f"{kind}_{split}{year}.json" for year in _YEARS]
+
+
+def training_captions(root: Path) -> Path:
+    """The captions file of a COCO folder's training split.
+
+    Raises:
+        UserError: it is not there.
+    """
+    candidates = annotation_files(root, "captions", "train")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"{candidates[0]} is not there (nor is the form of 2014): it holds the captions of COCO's training split."
+    )
 
 
 def read_captions(file: Path, folder: Path) -> COCOIndex:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -140,7 +141,7 @@ class CrossViTDataModule(LightningDataModule):
         self.bad_samples = BadSamples(max_bad_fraction, bad_samples_dir)
         self.truncated_texts = 0
         self._indices: dict[str, SplitIndex] = {}
-        self._manifest: dict[str, Any] | None = None
+        self._manifests: dict[tuple[str, ...], dict[str, Any]] = {}
 
     # what a dataset defines -----------------------------------------------------------------------------------------
 
@@ -166,29 +167,34 @@ class CrossViTDataModule(LightningDataModule):
                 size does not fit.
         """
         for split in self._splits():
-            index = self.index(split)
-            self._record(split, len(index.pictures), index.pictures.missing())
+            self.check_split(split)
         if self.train_split is not None:
             self._train_batches(self.index(self.train_split).counts["samples"])
 
-    def manifest(self) -> dict[str, Any]:
+    def check_split(self, split: str) -> None:
+        """`validate` of one split, named in the config or not; raises the same."""
+        index = self.index(split)
+        self._record(split, len(index.pictures), index.pictures.missing())
+
+    def manifest(self, also: Sequence[str] = ()) -> dict[str, Any]:
         """What the data are: counts by split, and a SHA-256 over the annotation files and the names and sizes of the
         pictures.
 
-        Paths above the root stay out, so a copy elsewhere has the same manifest.
+        Paths above the root stay out, so a copy elsewhere has the same manifest. also: further splits that are read.
         """
-        if self._manifest is None:
+        splits = tuple(dict.fromkeys([*self._splits(), *also]))
+        if splits not in self._manifests:
             digest = hashlib.sha256()
-            for split in self._splits():
+            for split in splits:
                 index = self.index(split)
                 digest.update(split.encode())
                 for file in index.files:
                     digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
                 for name, size in sorted(zip(index.pictures.names, index.pictures.sizes().tolist(), strict=True)):
                     digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-            counts = {split: self.index(split).counts for split in self._splits()}
-            self._manifest = {"dataset": type(self).__name__, "splits": counts, "sha256": digest.hexdigest()}
-        return self._manifest
+            counts = {split: self.index(split).counts for split in splits}
+            self._manifests[splits] = {"dataset": type(self).__name__, "splits": counts, "sha256": digest.hexdigest()}
+        return self._manifests[splits]
 
     def index(self, split: str) -> SplitIndex:
         """The annotations of a split, read once."""

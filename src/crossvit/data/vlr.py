@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crossvit.data.bad_samples import BadRecord
-from crossvit.data.datasets import Captions
+from crossvit.data.datasets import Captions, ImageDataset
 from crossvit.data.loader import EpochLoader
 from crossvit.data.packed import PackedStrings
 from crossvit.data.pairs import PairDataModule, PairIndex
@@ -27,12 +27,43 @@ class Statement(NamedTuple):
     relation: str = ""
 
 
+class Quad(NamedTuple):
+    """Two pictures and two captions; `captions[i]` is true of `pictures[j]` (positions in `image_loader`) exactly where i = j."""
+
+    pictures: tuple[int, int]
+    captions: tuple[str, str]
+    kind: str
+
+
 class StatementDataModule(PairDataModule):
     """Base of the datasets of statements. Training and evaluation yield `PairBatch` with `label`; each statement is one
     sample.
 
     Samples of one text share `text_id`, which is how consistency (all pictures of a sentence right) is counted.
     """
+
+    def image_loader(self, split: str) -> EpochLoader:
+        """Every picture once, in order of its first statement: `ImageBatch(image, label = its position, index)`."""
+        pictures = self._pictures(split)
+        return self._eval_loader(
+            split, ImageDataset(pictures, np.arange(len(pictures)), self._eval_transform), self.num_workers
+        )
+
+    def quads(self, split: str) -> list[Quad]:
+        """Two captions by two pictures, as in Winoground: four statements in a row, where the first picture makes one of two captions true
+        and the second the other. Statements that are not laid out so belong to none.
+        """
+        index, found, start = self.index(split), [], 0
+        texts, labels, rows = index.captions.texts, index.labels, index.rows
+        while rows.ndim == 1 and start + 4 <= len(labels):
+            (a, a2, b, b2), four = rows[start : start + 4].tolist(), range(start, start + 4)
+            first, second, first2, second2 = (texts[i] for i in four)
+            alike = (a, b, first, second) == (a2, b2, first2, second2)
+            if alike and a != b and labels[start : start + 4].tolist() == [1, 0, 0, 1]:
+                found.append(Quad((a, b), (first, second), index.relations[start]))
+                start += 3
+            start += 1
+        return found
 
     def relations(self, split: str) -> list[str]:
         """The kind of relation of each sample, in order ("" where the data name none)."""

@@ -1,6 +1,7 @@
-"""Acc@1 and Acc@5 of the stages that train a classifier."""
+"""Acc@1 and Acc@5 over classes, by the classifier of the stages that train one."""
 
 import torch
+from torch import Tensor
 
 from crossvit.evaluation.subject import Measurement, Subject
 from crossvit.metrics import chance_at_k, classification_accuracy, estimate
@@ -13,6 +14,7 @@ class Classification:
         self.data = data
         self.split = split
         self.task = task
+        self.splits = (split,)
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
@@ -22,15 +24,20 @@ class Classification:
         batches = subject.batches(self.data, self.data.image_loader(self.split))
         rows = [(subject.classifier(batch.image).float().cpu(), batch.label.cpu()) for batch in batches]
         logits, label = (torch.cat(column) for column in zip(*rows, strict=True))
-        classes = logits.shape[1]
-        return [
-            Measurement(
-                task=self.task,
-                direction="image->class",
-                metric=f"Acc@{k}",
-                estimate=estimate(classification_accuracy(logits, label, k)),
-                candidates=classes,
-                chance=float(chance_at_k(classes, 1, k)),
-            )
-            for k in (1, 5)
-        ]
+        return class_accuracies(self.task, "image->class", logits, label)
+
+
+def class_accuracies(task: str, direction: str, scores: Tensor, label: Tensor) -> list[Measurement]:
+    """Acc@1 and Acc@5 of class scores (B, K) for labels (B,)."""
+    classes = scores.shape[1]
+    return [
+        Measurement(
+            task=task,
+            direction=direction,
+            metric=f"Acc@{k}",
+            estimate=estimate(classification_accuracy(scores, label, k)),
+            candidates=classes,
+            chance=float(chance_at_k(classes, 1, k)),
+        )
+        for k in (1, 5)
+    ]

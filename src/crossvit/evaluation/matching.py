@@ -3,9 +3,17 @@
 import torch
 from torch import Tensor
 
+from crossvit.data.annotations import text_id
 from crossvit.errors import UserError
 from crossvit.evaluation.subject import PAIRS_PER_CALL, Corpus, Measurement, Subject, encode_corpus, take
-from crossvit.metrics import ImageTextPairs, embedding_retrieval, n_way_retrieval, reranked_retrieval
+from crossvit.metrics import (
+    ImageTextPairs,
+    RerankedResult,
+    RetrievalResult,
+    embedding_retrieval,
+    n_way_retrieval,
+    reranked_retrieval,
+)
 from crossvit.metrics.exact_dot import ExactDot
 
 
@@ -13,7 +21,8 @@ class Matching:
     """Retrieval in both directions by the dual encoder, and by the fused scorer where the chain has trained it.
 
     candidates: N for N-way matching (distractors drawn once by `seed`), or None for all of the split.
-    rerank: K; among all candidates the fused scorer re-orders the dual encoder's first K, among N it scores all.
+    rerank: K; among all candidates the fused scorer re-orders the dual encoder's first K, among N it scores all. `ceiling@K` is the Acc@1
+        that a perfect re-ordering would have.
     """
 
     def __init__(
@@ -29,12 +38,12 @@ class Matching:
         self.split = split
         self.task = task
         self.candidates = candidates
-        if candidates is not None and not 2 <= candidates <= (pictures := len(data.images(split))):
-            raise UserError(
-                f"candidates={candidates}: give 2 to {pictures}, the pictures of {split}, or null for all of them"
-            )
+        most = candidates if candidates is None else most_candidates(data, split)
+        if candidates is not None and not 2 <= candidates <= most:
+            raise UserError(f"candidates={candidates}: {split} has distractors for 2 to {most}; null takes all of it")
         self.rerank = rerank
         self.seed = seed
+        self.splits = (split,)
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
@@ -44,11 +53,25 @@ class Matching:
         if subject.scores_fused:
             found[f"{self.task}_fused"] = self._fused(subject, corpus, pairs)
         return [
-            Measurement(task, direction, f"Acc@{k}", result.estimate(k), result.num_candidates, result.chance(k))
+            measurement
             for task, directions in found.items()
             for direction, result in directions.items()
-            for k in (1, 5, 10)
+            for measurement in self._figures(task, direction, result)
         ]
+
+    def _figures(self, task: str, direction: str, result: RetrievalResult) -> list[Measurement]:
+        """Acc@k by any positive; R-precision, which wants all of them, where there are several; what the shortlist leaves to reach."""
+        count = result.num_candidates
+        found = [
+            Measurement(task, direction, f"Acc@{k}", result.estimate(k), count, result.chance(k)) for k in (1, 5, 10)
+        ]
+        if result.positives.max() > 1:
+            found.append(
+                Measurement(task, direction, "R-precision", result.r_precision(), count, result.r_precision_chance)
+            )
+        if isinstance(result, RerankedResult):
+            found.append(Measurement(task, direction, f"ceiling@{self.rerank}", result.recall_ceiling(), count, None))
+        return found
 
     def _dual(self, corpus: Corpus, pairs: ImageTextPairs) -> dict:
         if self.candidates is None:
@@ -65,3 +88,19 @@ class Matching:
         return reranked_retrieval(
             ExactDot(corpus.image, corpus.caption), score, pairs, self.rerank, batch_size=PAIRS_PER_CALL
         )
+
+
+def most_candidates(data, split: str) -> int:
+    """The largest N of N-way matching: one more than the query with the fewest negatives, of either direction, has of them."""
+    images, captions = data.images(split), data.captions(split)
+    pairs = ImageTextPairs(
+        torch.tensor([image_id for image_id, _ in images]),
+        torch.tensor([image_id for _, image_id, _ in captions]),
+        torch.tensor([text_id(text) for _, _, text in captions]),
+    )
+    negatives = [
+        side.num_candidates - int(side.positives_of(rows).sum(1).max())
+        for side in pairs.sides.values()
+        for rows in torch.arange(len(side.cluster)).split(256)
+    ]
+    return 1 + min(negatives)

@@ -1,8 +1,8 @@
 """What is evaluated, and what an evaluator answers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,17 @@ PAIRS_PER_CALL = 512
 
 
 class Measurement(NamedTuple):
-    """One figure on one test set, as a cell of the table has it; fractions, with the interval of `estimate`."""
+    """One figure on one test set, as a cell of the table has it; fractions, with the interval of `estimate`.
+
+    candidates, chance: None where the figure has none (a calibration error, what a shortlist can reach).
+    """
 
     task: str
     direction: str | None
     metric: str
     estimate: Estimate
-    candidates: int
-    chance: float
+    candidates: int | None
+    chance: float | None
 
     def to_json(self) -> list:
         """As plain data."""
@@ -41,6 +44,7 @@ class Subject:
 
     trained: names of the model's parts that some stage of the chain has trained; the others are as initialised.
     classifier: the classification head with its forward function, in the stages that train one.
+    keep: takes the name and the content (json) of what an evaluator leaves with the stage beside its figures.
     """
 
     model: CrossViT
@@ -48,6 +52,12 @@ class Subject:
     device: torch.device
     classifier: nn.Module | None = None
     seed: int = 0
+    keep: Callable[[str, dict[str, Any]], None] = lambda name, content: None
+
+    @property
+    def scores_dual(self) -> bool:
+        """Both towers are trained up to the joint space."""
+        return {"itc_image", "itc_text"} <= self.trained
 
     @property
     def scores_fused(self) -> bool:

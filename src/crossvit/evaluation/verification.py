@@ -7,6 +7,7 @@ from crossvit.data.batches import PairBatch
 from crossvit.evaluation.subject import Measurement, Subject
 from crossvit.metrics import (
     consistency,
+    consistency_chance,
     downsample,
     estimate,
     image_only_logits,
@@ -29,6 +30,7 @@ class Verification:
         self.task = task
         self.blind = blind
         self.groups = groups
+        self.splits = (split, "train") if blind else (split,)
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
@@ -43,7 +45,8 @@ class Verification:
             right = verification_accuracy(logits, label)
             found.append(Measurement(self.task, None, "Acc@1", estimate(right), 2, 0.5))
             if self.groups:
-                found.append(Measurement(self.task, None, "consistency", estimate(consistency(right, text_id)), 2, 0.5))
+                whole = estimate(consistency(right, text_id))
+                found.append(Measurement(self.task, None, "consistency", whole, 2, consistency_chance(text_id)))
         return found + (self._baselines() if self.blind and found else [])
 
     def _baselines(self) -> list[Measurement]:

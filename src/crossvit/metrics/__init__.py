@@ -15,6 +15,7 @@ _HOME = {
     "Estimate": "intervals",
     "bootstrap": "intervals",
     "estimate": "intervals",
+    "estimate_statistic": "intervals",
     "wilson": "intervals",
     "ExactDot": "exact_dot",
     "IndexedCatMetric": "indexed",
@@ -31,10 +32,19 @@ _HOME = {
     "verification_accuracy": "verification",
     "by_kind": "compositional",
     "consistency": "compositional",
+    "consistency_chance": "compositional",
+    "quad_accuracy": "compositional",
     "two_way_accuracy": "compositional",
     "downsample": "blind",
     "image_only_logits": "blind",
     "text_only_logits": "blind",
+    "caption_plausibility": "plausibility",
+    "logistic_logits": "logistic",
+    "linear_probe_logits": "probe",
+    "neighbour_votes": "probe",
+    "best_threshold": "calibration",
+    "expected_calibration_error": "calibration",
+    "platt_scaling": "calibration",
 }
 
 

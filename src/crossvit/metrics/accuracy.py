@@ -82,11 +82,10 @@ def nan_last(scores: Tensor) -> tuple[Tensor, Tensor]:
     """
     if scores.dtype not in (torch.float32, torch.float64):
         scores = scores.float()
+    if not scores.numel() or not scores.amax(-1).isnan().any():  # a maximum is NaN where one of its row is: one pass
+        return scores, torch.zeros(scores.shape[:-1], dtype=torch.int64, device=scores.device)
     nan = scores.isnan()
-    count = nan.sum(-1)
-    if count.any():
-        scores = scores.clamp_min(torch.finfo(scores.dtype).min).masked_fill(nan, -torch.inf)
-    return scores, count
+    return scores.clamp_min(torch.finfo(scores.dtype).min).masked_fill(nan, -torch.inf), nan.sum(-1)
 
 
 def rank_counts(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,10 +105,14 @@ def rank_counts(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor, Tens
         return empty, empty, empty
     best = scores.masked_fill(~positives, -torch.inf).amax(-1, keepdim=True)
     equal = scores == best
-    matched = (equal & positives).sum(-1)
-    tied = equal.sum(-1) - matched
-    greater = ((scores > best) & ~positives).sum(-1)
-    return greater, tied, matched
+    matched = count_true(equal & positives)
+    tied = count_true(equal) - matched
+    return count_true(scores > best), tied, matched  # no positive is above the best one
+
+
+def count_true(mask: Tensor) -> Tensor:
+    """How many of each row, (..., C) bool -> (...) int64; as bytes, which the CPU adds several times faster than bools."""
+    return mask.view(torch.uint8).sum(-1, dtype=torch.int32).long()
 
 
 def hit_probability(greater: Tensor, tied: Tensor, matched: Tensor, k: int) -> Tensor:

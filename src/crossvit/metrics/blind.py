@@ -1,14 +1,14 @@
 """What can be had without looking, or without reading: linear baselines that see one side only.
 
 On a balanced test both must stay at chance; what they score above it is the dataset's bias, not understanding. Both are
-multinomial logistic regressions fitted to the training split by L-BFGS from zero, so they have no seed.
+logistic regressions fitted to the training split (`metrics/logistic.py`), so they have no seed.
 """
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from crossvit.metrics.logistic import fit_logistic, logistic_logits
 
 
 def text_only_logits(
@@ -42,7 +42,7 @@ def text_only_logits(
         table = torch.cat([weight.T, weight.new_zeros(1, len(weight))])
         return F.embedding_bag(rows, table, mode="sum")
 
-    return _fit(linear, train, train_labels, test, len(vocabulary), l2, max_iter)
+    return fit_logistic(linear, train, train_labels, test, len(vocabulary), l2, max_iter)
 
 
 def image_only_logits(
@@ -51,18 +51,14 @@ def image_only_logits(
     """Logistic regression on image features: `downsample`d pixels, or those of a frozen encoder.
 
     Args:
-        train_features, test_features: (N, D) and (B, D), standardised here by the training mean and deviation.
+        train_features, test_features: (N, D) and (B, D), see `logistic_logits`.
         train_labels: (N,) int64 from 0.
         l2: as in `text_only_logits`.
 
     Returns:
         (B, K) float32 logits.
     """
-    train, test = train_features.float().flatten(1), test_features.float().flatten(1)
-    mean, deviation = train.mean(0), train.std(0, correction=0)
-    deviation = torch.where(deviation > 0, deviation, 1.0)
-    train, test = (train - mean) / deviation, (test - mean) / deviation
-    return _fit(F.linear, train, train_labels, test, train.shape[1], l2, max_iter)
+    return logistic_logits(train_features, train_labels, test_features, l2=l2, max_iter=max_iter)
 
 
 def downsample(image: Tensor, size: int = 8) -> Tensor:
@@ -76,33 +72,3 @@ def _positions(tokens: Tensor, mask: Tensor, vocabulary: Tensor) -> Tensor:
     place = torch.searchsorted(vocabulary, tokens)
     known = mask & (vocabulary[place.clamp_max(len(vocabulary) - 1)] == tokens)
     return place.masked_fill(~known, len(vocabulary))
-
-
-def _fit(
-    linear: Callable[[Tensor, Tensor], Tensor],
-    train: Tensor,
-    labels: Tensor,
-    test: Tensor,
-    num_features: int,
-    l2: float,
-    max_iter: int,
-) -> Tensor:
-    """Fit weights (K, D) and a bias, and return the test logits. `linear(rows, weight)` -> (n, K)."""
-    if not len(train) or labels.shape != (len(train),):
-        raise ValueError(f"{tuple(labels.shape)} labels for {len(train)} training rows")
-    # An evaluation runs in inference mode, whose tensors cannot be learnt from; clones made outside it can.
-    with torch.inference_mode(False), torch.enable_grad():
-        train, labels, test = train.clone(), labels.clone(), test.clone()
-        classes = int(labels.max()) + 1
-        weight = torch.zeros(classes, num_features, device=train.device, requires_grad=True)
-        bias = torch.zeros(classes, device=train.device, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(linear(train, weight) + bias, labels) + l2 / 2 * weight.square().sum()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        return (linear(test, weight) + bias).detach()

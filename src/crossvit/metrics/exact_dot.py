@@ -17,13 +17,17 @@ class ExactDot:
 
     Args:
         images, texts: (I, E) and (T, E), floating, on one device.
+
+    Attributes:
+        unit: what a dot product of 1 comes out as.
     """
 
     def __init__(self, images: Tensor, texts: Tensor) -> None:
-        self.images, self.texts = _fixed_point(images), _fixed_point(texts)
+        (self.images, first), (self.texts, second) = _fixed_point(images), _fixed_point(texts)
+        self.unit = first * second
 
     def __call__(self, images: slice, texts: slice) -> Tensor:
-        """(i, t) float64, proportional to the dot products."""
+        """(i, t) float64, the dot products times `unit`."""
         return self.images[images] @ self.texts[texts].T
 
     def pairs(self, images: Tensor, texts: Tensor) -> Tensor:
@@ -32,14 +36,15 @@ class ExactDot:
         return (self.images[images.to(device)] * self.texts[texts.to(device)]).sum(1)
 
 
-def _fixed_point(embeddings: Tensor) -> Tensor:
-    """(n, E) whole numbers in float64, every row of norm at most 2^26.25, so that two rows multiply to less than 2^53."""
+def _fixed_point(embeddings: Tensor) -> tuple[Tensor, float]:
+    """(n, E) whole numbers in float64, every row of norm at most 2^26.25, so that two rows multiply to less than 2^53; and their scale."""
     values = embeddings.detach().double()
     norms = torch.linalg.vector_norm(values, dim=1)
     norms = norms[norms.isfinite()]
     largest = norms.max().item() if len(norms) else 0.0
     if largest == 0.0:
-        return values
+        return values, 1.0
     # A power of two, so that scaling itself rounds nothing; the quarter keeps rows normalised in float32 (1 + 1e-7) at full resolution.
     exponent = math.ceil(math.log2(largest) - 0.25)
-    return torch.ldexp(values, torch.tensor(FRACTION_BITS - exponent, device=values.device)).round()
+    bits = FRACTION_BITS - exponent
+    return torch.ldexp(values, torch.tensor(bits, device=values.device)).round(), 2.0**bits

@@ -1,5 +1,6 @@
 """Confidence intervals for a mean over queries."""
 
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -89,6 +90,45 @@ def bootstrap(
     tail = (1 - confidence) / 2
     low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
+
+
+def estimate_statistic(
+    statistic: Callable[..., float],
+    *columns: Tensor,
+    clusters: Tensor | None = None,
+    resamples: int = 500,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic in [0, 1] that is no mean of the rows (AUROC, calibration error), with a basic bootstrap interval.
+
+    The basic interval (Davison and Hinkley 1997, section 5.2) mirrors the percentiles at the value and so takes the bias of the resamples
+    off; it is widened to hold the value.
+
+    Args:
+        statistic: `columns`, all (Q, ...), -> a float; nan where it is not defined, and such resamples are left out.
+        clusters: (Q,) int64; whole clusters are drawn when given.
+    """
+    _check_confidence(confidence)
+    count = len(columns[0])
+    value = statistic(*columns)
+    if value != value:
+        return Estimate(float("nan"), 0.0, 1.0, count)
+    ids = torch.arange(count) if clusters is None else clusters.flatten().cpu().unique(return_inverse=True)[1]
+    order, sizes = ids.argsort(stable=True), ids.bincount()
+    first = sizes.cumsum(0) - sizes
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(resamples):
+        drawn = torch.randint(len(sizes), (len(sizes),), generator=generator)
+        length = sizes[drawn]
+        offset = torch.arange(int(length.sum())) - (length.cumsum(0) - length).repeat_interleave(length)
+        rows = order[first[drawn].repeat_interleave(length) + offset]
+        found.append(statistic(*(column[rows] for column in columns)))
+    tail = (1 - confidence) / 2
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    low, high = torch.tensor(found, dtype=torch.float64).nanquantile(ends).tolist()
+    return Estimate(value, max(0.0, min(2 * value - high, value)), min(1.0, max(2 * value - low, value)), count)
 
 
 def _effective_size(values: Tensor, clusters: Tensor, mean: float) -> float:

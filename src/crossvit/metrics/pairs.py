@@ -80,7 +80,7 @@ class ImageTextPairs:
         entry, row = _entries_of(owners, self._owner)
         mask = torch.zeros(len(owners), self._num_groups, dtype=torch.bool)
         mask[row, self._group[entry]] = True
-        return mask[:, self._text_group][back]
+        return _take(mask, back, self._text_group)
 
     def images_of(self, texts: Tensor) -> Tensor:
         """Text rows (q,) -> (q, I) bool, True where the image is a positive."""
@@ -88,7 +88,7 @@ class ImageTextPairs:
         entry, row = _entries_of(groups, self._sorted_group)
         mask = torch.zeros(len(groups), self._num_owners, dtype=torch.bool)
         mask[row, self._owner[self._by_group[entry]]] = True
-        return mask[:, self._image_owner][back]
+        return _take(mask, back, self._image_owner)
 
 
 def _entries_of(keys: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,3 +98,11 @@ def _entries_of(keys: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
     row = torch.arange(len(keys)).repeat_interleave(count)
     offset = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
     return start[row] + offset, row
+
+
+def _take(mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """mask[rows][:, columns], without a copy of what is in place already: ids often are distinct and in order."""
+    for dim, wanted in ((0, rows), (1, columns)):
+        if not torch.equal(wanted, torch.arange(mask.shape[dim])):
+            mask = mask.index_select(dim, wanted)
+    return mask

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from crossvit.metrics.accuracy import nan_last, rank_counts
+from crossvit.metrics.accuracy import count_true, hit_probability, nan_last, rank_counts
 from crossvit.metrics.pairs import BlockScore, PairScore
 from crossvit.metrics.result import RetrievalResult
 
-BLOCK = 2**20  # scores held at a time
+BLOCK = 2**22  # scores held at a time
 
 
 def share(num_queries: int, part: tuple[int, int]) -> range:
@@ -64,15 +64,20 @@ def count_block(scores: Tensor, positives: Tensor, rows: Tensor, cluster: Tensor
     scores, nan = nan_last(scores)
     mask = positives.to(scores.device)
     greater, tied, matched = rank_counts(scores, mask)
+    wanted = count_true(mask)
+    if wanted.max() <= 1:  # of one positive the share found is the chance that it comes first
+        precision = hit_probability(greater, tied, matched, 1)
+    else:
+        precision = r_precision(scores, mask)
     return RetrievalResult(
         query=rows,
         cluster=cluster[rows],
         greater=greater.cpu(),
         tied=tied.cpu(),
         matched=matched.cpu(),
-        positives=positives.sum(1),
+        positives=wanted.cpu(),
         candidates=torch.full_like(rows, scores.shape[1]),
-        precision=r_precision(scores, mask).cpu(),
+        precision=precision.cpu(),
         nan=nan.cpu(),
     )
 
@@ -85,6 +90,6 @@ def r_precision(scores: Tensor, positives: Tensor) -> Tensor:
     top = scores.topk(int(wanted.max()), dim=1).values
     cut = top.gather(1, (wanted[:, None] - 1).clamp_min(0))
     above, equal = scores > cut, scores == cut
-    room = (wanted - above.sum(1)).double()
-    hits = (above & positives).sum(1) + room * (equal & positives).sum(1) / equal.sum(1)
+    room = (wanted - count_true(above)).double()
+    hits = count_true(above & positives) + room * count_true(equal & positives) / count_true(equal)
     return torch.where(wanted > 0, hits / wanted.clamp_min(1), 0.0)

@@ -50,6 +50,11 @@ class RetrievalResult:
         """Mean share of positives among the first R, R being how many positives the query has; ties by expectation."""
         return estimate(self.precision[self.answerable], self.cluster[self.answerable], confidence)
 
+    @property
+    def r_precision_chance(self) -> float:
+        """R-precision of a random ranking: the mean share of positives among the candidates."""
+        return (self.positives / self.candidates)[self.answerable].double().mean().item()
+
     def chance(self, k: int) -> float:
         """Mean Acc@k of a random ranking of the same candidates."""
         chance = chance_at_k(self.candidates, self.positives, k)

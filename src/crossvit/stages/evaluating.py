@@ -57,13 +57,16 @@ def evaluate_stages(
             if address not in opened:
                 opened[address] = open_data(cfg, name, entry)
             data = opened[address]
+            evaluator = make_evaluator(name, entry, data)
             plain["data"] = {key: value for key, value in plain["data"].items() if not key.endswith(("root", "roots"))}
-            key = hashlib.sha256(json.dumps([plain, data.manifest()], sort_keys=True).encode()).hexdigest()[:16]
+            key = hashlib.sha256(
+                json.dumps([plain, data.manifest(evaluator.splits)], sort_keys=True).encode()
+            ).hexdigest()[:16]
             kept = stored.path / "evaluations" / f"{key}.json"
             if not kept.is_file():
                 log.info("testing %s on %s", stored.provenance["stage"], name)
                 subject = subject or load_subject(stored, cfg)
-                measured = [m.to_json() for m in make(entry.evaluator, data=data)(subject)]
+                measured = [m.to_json() for m in evaluator(subject)]
                 write_atomically(kept, json.dumps(measured).encode())
             measurements = [Measurement.from_json(row) for row in json.loads(kept.read_text())]
             cells += [to_cell(m, stored, cfg) for m in measurements]
@@ -82,11 +85,18 @@ def check_suite(cfg: DictConfig) -> None:
     """Raises UserError where the data of a test is not what it should be; a pipeline asks before it trains."""
     for name, entry in cfg.suite.items():
         if entry is not None:
-            data = open_data(cfg, name, entry)
-            try:
-                make(entry.evaluator, data=data)
-            except UserError as error:
-                raise UserError(f"suite.{name}.evaluator: {error}") from None
+            make_evaluator(name, entry, open_data(cfg, name, entry))
+
+
+def make_evaluator(name: str, entry: DictConfig, data):
+    """The evaluator of one entry of the suite on its data; every split that it reads is checked. Raises UserError naming the entry."""
+    try:
+        evaluator = make(entry.evaluator, data=data)
+        for split in evaluator.splits:
+            data.check_split(split)
+    except UserError as error:
+        raise UserError(f"suite.{name}.evaluator: {error}") from None
+    return evaluator
 
 
 def open_data(cfg: DictConfig, name: str, entry: DictConfig):
@@ -110,7 +120,13 @@ def load_subject(stored: StoredStage, cfg: DictConfig) -> Subject:
         task = build_task(cfg, num_classes=head[0].shape[0])
         task.network.load_state_dict(weights)
         classifier = task.to(device)
-    return Subject(model.to(device), frozenset(stored.provenance["trained_modules"]), device, classifier, cfg.seed)
+
+    def keep(name: str, content: dict[str, Any]) -> None:
+        write_atomically(stored.path / "evaluations" / f"{name}.json", json.dumps(content, indent=2).encode())
+
+    return Subject(
+        model.to(device), frozenset(stored.provenance["trained_modules"]), device, classifier, cfg.seed, keep
+    )
 
 
 def to_cell(measurement: Measurement, stored: StoredStage, cfg: DictConfig) -> Cell:

@@ -1,0 +1,41 @@
+"""Winoground: two captions of the same words, and the two photographs that tell them apart."""
+
+from crossvit.data.annotations import read_jsonl
+from crossvit.data.bad_samples import BadRecord
+from crossvit.data.pairs import PairIndex
+from crossvit.data.vlr import Statement, StatementDataModule, build_index
+
+_KEYS = ("caption_0", "caption_1", "image_0", "image_1")
+
+
+class WinogroundDataModule(StatementDataModule):
+    """Winoground (Thrush et al. 2022), a test set alone. An example becomes four statements: each caption of each picture.
+
+    `quads` gives the examples back; the relation is the example's tag. The arguments are those of PairDataModule.
+    """
+
+    LAYOUT = """\
+  <root>/examples.jsonl    (one object a line: caption_0, caption_1, image_0, image_1, collapsed_tag)
+  <root>/images/<image_0>.png, <image_1>.png"""
+
+    def _read_split(self, split: str) -> PairIndex:
+        file, images = self.root / "examples.jsonl", self.root / "images"
+        if not file.is_file() or not images.is_dir():
+            raise self._layout_error(f"{file if not file.is_file() else images} is not there.")
+        statements: list[Statement] = []
+        defects: list[BadRecord] = []
+        for number, record in read_jsonl(file):
+            absent = [key for key in _KEYS if not isinstance(record.get(key), str)]
+            if absent:
+                defects.append(BadRecord(f"{file}, line {number}", f"no text {absent[0]!r}"))
+                continue
+            tag = str(record.get("collapsed_tag") or record.get("tag") or "")
+            for i in range(2):
+                picture = (_file_name(record[f"image_{i}"]),)
+                statements += [Statement(picture, record[f"caption_{j}"], int(i == j), tag) for j in range(2)]
+        return build_index(statements, [images], file, defects)
+
+
+def _file_name(image: str) -> str:
+    """The release names pictures without their ending."""
+    return image if "." in image else f"{image}.png"

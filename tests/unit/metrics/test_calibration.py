@@ -1,0 +1,119 @@
+import math
+
+import pytest
+import torch
+
+from crossvit.metrics import (
+    auroc,
+    best_threshold,
+    estimate_statistic,
+    expected_calibration_error,
+    platt_scaling,
+    verification_accuracy,
+)
+
+
+def sample(count: int, slope: float, offset: float, seed: int = 0):
+    """Scores and labels drawn with p(true) = sigmoid(slope s + offset)."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(count, generator=generator, dtype=torch.float64)
+    labels = torch.rand(count, generator=generator) < torch.sigmoid(slope * scores + offset)
+    return scores, labels.long()
+
+
+class TestThreshold:
+    def test_by_hand(self):
+        scores = torch.tensor([0.1, 0.2, 0.3, 0.4])
+        assert best_threshold(scores, torch.tensor([0, 0, 1, 1])) == pytest.approx(0.25)
+        assert 0.1 < best_threshold(scores, torch.tensor([0, 1, 1, 1])) < 0.2
+        assert best_threshold(scores, torch.ones(4)) < 0.1
+        assert best_threshold(scores, torch.zeros(4)) > 0.4
+
+    def test_nothing_else_is_better(self):
+        generator = torch.Generator().manual_seed(1)
+        scores = torch.randint(0, 12, (80,), generator=generator).float()
+        labels = torch.randint(0, 2, (80,), generator=generator)
+        tried = [verification_accuracy(scores, labels, t / 4).mean().item() for t in range(-8, 60)]
+        found = verification_accuracy(scores, labels, best_threshold(scores, labels)).mean().item()
+        assert found == pytest.approx(max(tried))
+
+    def test_equal_scores_tie_at_the_threshold(self):
+        threshold = best_threshold(torch.full((6,), 3.0), torch.arange(6) % 2)
+        assert threshold == 3.0
+        assert verification_accuracy(torch.full((4,), 3.0), torch.tensor([1, 1, 1, 0]), threshold).mean() == 0.5
+
+
+class TestPlatt:
+    def test_finds_what_the_labels_were_drawn_with(self):
+        slope, offset = platt_scaling(*sample(10_000, 3.0, -1.0))
+        assert slope == pytest.approx(3.0, abs=0.2) and offset == pytest.approx(-1.0, abs=0.1)
+
+    def test_another_unit_gives_the_same_probabilities(self):
+        scores, labels = sample(500, 2.0, 0.5)
+        slope, offset = platt_scaling(scores, labels)
+        other = platt_scaling(1000 * scores + 7, labels)
+        assert other[0] * 1000 == pytest.approx(slope, rel=1e-4)
+        assert other[1] + 7 * other[0] == pytest.approx(offset, abs=1e-4)
+
+    def test_a_perfect_separation_stays_finite_and_equal_scores_give_the_share(self):
+        slope, offset = platt_scaling(torch.tensor([0.0, 0.1, 0.9, 1.0]), torch.tensor([0, 0, 1, 1]))
+        assert 0 < slope < 1000 and math.isfinite(offset)
+        assert platt_scaling(torch.full((6,), 2.0), torch.arange(6) % 2) == (0.0, pytest.approx(0.0, abs=1e-6))
+
+    def test_works_while_nothing_is_to_be_learnt(self):
+        with torch.inference_mode():
+            assert platt_scaling(*sample(50, 2.0, 0.0))[0] > 0
+
+
+class TestCalibrationError:
+    def test_by_hand(self):
+        probabilities, labels = torch.tensor([0.1, 0.2, 0.7, 0.8]), torch.tensor([0, 1, 1, 0])
+        assert expected_calibration_error(probabilities, labels, bins=1) == pytest.approx(abs(0.45 - 0.5))
+        assert expected_calibration_error(probabilities, labels, bins=2) == pytest.approx((0.35 + 0.25) / 2)
+        assert expected_calibration_error(probabilities, labels, bins=9) == pytest.approx((0.1 + 0.8 + 0.3 + 0.8) / 4)
+
+    def test_equal_probabilities_share_their_labels_in_any_order(self):
+        labels = torch.arange(30) % 2
+        assert expected_calibration_error(torch.full((30,), 0.5), labels) == 0.0
+        assert expected_calibration_error(torch.full((30,), 0.5), labels.sort().values) == 0.0
+        assert expected_calibration_error(torch.full((30,), 0.9), labels) == pytest.approx(0.4)
+
+    def test_small_where_the_probabilities_are_right_and_large_where_they_are_too_sure(self):
+        scores, labels = sample(20_000, 2.0, 0.0)
+        assert expected_calibration_error(torch.sigmoid(2 * scores), labels) < 0.015
+        assert expected_calibration_error(torch.sigmoid(20 * scores), labels) > 0.1
+
+
+class TestInterval:
+    def test_it_covers_the_true_value_about_as_often_as_it_says(self):
+        """Of the AUROC of two normals one deviation apart, 0.7602."""
+        covered = 0
+        for seed in range(60):
+            generator = torch.Generator().manual_seed(seed)
+            labels = torch.arange(120) % 2
+            scores = torch.randn(120, generator=generator) + labels
+            found = estimate_statistic(auroc, scores, labels, resamples=100)
+            assert found.low <= found.value <= found.high and found.queries == 120
+            covered += found.low <= 0.7602 <= found.high
+        assert covered >= 52
+
+    def test_repeats_of_one_picture_do_not_narrow_it(self):
+        scores, labels = sample(60, 1.0, 0.0)
+        once = estimate_statistic(auroc, scores, labels)
+        five = [x.repeat_interleave(5) for x in (scores, labels)]
+        clusters = torch.arange(60).repeat_interleave(5)
+        together = estimate_statistic(auroc, *five, clusters=clusters)
+        assert (together.low, together.high) == pytest.approx((once.low, once.high), abs=0.02)
+        apart = estimate_statistic(auroc, *five)
+        assert apart.high - apart.low < 0.7 * (once.high - once.low)
+
+    def test_what_is_not_defined_is_not_a_number(self):
+        assert math.isnan(estimate_statistic(auroc, torch.arange(4.0), torch.ones(4)).value)
+
+
+def test_misuse_is_named():
+    for function in (best_threshold, platt_scaling, expected_calibration_error):
+        with pytest.raises(ValueError, match="scores and labels"):
+            function(torch.zeros(3), torch.zeros(2))
+    with pytest.raises(ValueError, match="scores and labels"):
+        best_threshold(torch.zeros(0), torch.zeros(0))

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from crossvit.report.cells import Cell
 from crossvit.report.plots import plot_curves, plot_table
+from crossvit.report.robustness import ATTACKED, plot_robustness
 from crossvit.report.table import Table
 
 NO_HEAD = "its head is not trained in this stage"
@@ -23,6 +24,9 @@ ABSENT = {
     "winoground_fused": NO_HEAD,
     "calibration": NO_TOWERS,
     "calibration_fused": NO_HEAD,
+    "robustness_text": NO_HEAD,
+    "robustness_patch": NO_HEAD,
+    "robustness_pixel": NO_HEAD,
     "vlr": NO_HEAD,
     "vlr_compositional": NO_HEAD,
     "vlr_medium": NO_HEAD,
@@ -41,6 +45,8 @@ def present(cells: list[Cell], directory: Path) -> Table:
     plots.mkdir(parents=True, exist_ok=True)
     if cells:
         plot_table(table, plots / "table.png")
+    if any(cell.task.startswith(ATTACKED) for cell in cells):
+        plot_robustness(cells, plots / "robustness.png")
     for log in sorted(directory.glob("metrics/*/metrics.csv")):
         plot_curves(log, plots / f"{log.parent.name}.png")
     Console().print(table.to_rich())

@@ -29,6 +29,9 @@ HEADINGS = {
     "nlvr": "NLVR true/false",
     "calibration": "True/false at a fitted threshold",
     "calibration_fused": "True/false at a fitted threshold, fused score",
+    "robustness_text": "True/false under attack, word embeddings",
+    "robustness_patch": "True/false under attack, patches",
+    "robustness_pixel": "True/false under attack, pixels",
     "blind_text": "Blind, text only",
     "blind_image": "Blind, image only",
 }

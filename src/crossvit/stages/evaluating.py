@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import Cell
 from crossvit.stages.build import build_data, build_task, build_tokenizer, make
 from crossvit.stages.corpus import prepare_corpus
-from crossvit.stages.restore import restore_model, stored_config
+from crossvit.stages.restore import restore_model, stage_directories, stored_config
 from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,9 @@ def check_suite(cfg: DictConfig) -> None:
 def make_evaluator(name: str, entry: DictConfig, data):
     """The evaluator of one entry of the suite on its data; every split that it reads is checked. Raises UserError naming the entry."""
     try:
-        evaluator = make(entry.evaluator, data=data)
+        surrogate = entry.evaluator.get("surrogate")
+        models = {"surrogate": last_model(Path(surrogate))} if surrogate is not None else {}
+        evaluator = make(entry.evaluator, data=data, **models)
         for split in evaluator.splits:
             data.check_split(split)
     except UserError as error:
@@ -108,6 +111,12 @@ def open_data(cfg: DictConfig, name: str, entry: DictConfig):
     except UserError as error:
         raise UserError(f"suite.{name}: {error}") from None
     return data
+
+
+def last_model(path: Path):
+    """The CrossViT of a stage, or of the last stage of a run."""
+    directory = stage_directories(path)[-1]
+    return restore_model(directory, stored_config(directory))[0]
 
 
 def load_subject(stored: StoredStage, cfg: DictConfig) -> Subject:

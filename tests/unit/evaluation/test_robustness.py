@@ -11,16 +11,17 @@ from crossvit.tasks.cross_modal import pair_logits
 from tests.small import cross_modal, pairs, uniform
 
 TRAINED = frozenset({"fusion", "itm"})
-STATEMENTS = pairs([0, 0, 1, 1, 2, 2, 3, 3, 4, 4], label=[1, 0] * 5)
+# each caption is true of one picture and false of another: neither side alone knows
+STATEMENTS = pairs([0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 0, 1, 2, 3, 2, 3], label=[1, 0, 0, 1, 1, 0, 0, 1])
 EPS = [0.02, 0.1, 0.5]
 
 
 def trained(seed: int):
-    """Knows its ten statements by heart."""
+    """Knows its statements by heart."""
     torch.manual_seed(seed)
     task = cross_modal({"itm": MatchingLoss(hard_negatives=False)})
     optimizer = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3)
-    for _ in range(40):
+    for _ in range(150):
         optimizer.zero_grad()
         task(STATEMENTS, uniform())[0].backward()
         optimizer.step()
@@ -41,7 +42,7 @@ def normalize(image):
 normalize.std = (0.5, 0.25, 0.25)
 DATA = SimpleNamespace(
     pair_loader=lambda split: [STATEMENTS._replace(**{k: v[part] for k, v in STATEMENTS._asdict().items() if v is not None})
-                               for part in (slice(0, 6), slice(6, 10))],
+                               for part in (slice(0, 6), slice(6, 8))],
     normalize=normalize,
 )  # fmt: skip
 
@@ -76,10 +77,9 @@ def test_random_changes_of_the_same_size_do_less(model):
     assert found["eps 0.5"] < found["random 0.5"]
 
 
-def test_the_same_figures_again_and_no_gradient_left_behind(model):
+def test_the_same_figures_again(model):
     first, _ = measure(model, space="text")
     assert measure(model, space="text")[0] == first
-    assert all(p.grad is None or not p.grad.abs().any() for p in model.parameters() if not p.requires_grad)
 
 
 def test_a_limit(model):

@@ -10,6 +10,7 @@ from PIL import Image
 from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
 from crossvit.data.nlvr import NLVRDataModule
+from crossvit.data.sugarcrepe import KINDS, SugarCrepeDataModule
 from crossvit.data.tokenizer import ClipTokenizer
 from crossvit.data.transforms import EvalTransform
 from crossvit.data.vsr import VSRDataModule
@@ -129,3 +130,23 @@ def test_nlvr(tokenizer):
     assert index.counts["samples"] == 2_967 and index.counts["label 1"] == 1_641
     with Image.open(index.pictures.path(0)) as picture:
         assert picture.size == (400, 100)
+
+
+def test_official_sugarcrepe_items(tokenizer):
+    data = SugarCrepeDataModule(
+        root=folder("vlr_sugarcrepe_official"),
+        image_roots=[folder("coco_official") / "val2017"],
+        captions_root=folder("coco_flickr8k"),
+        train_split=None,
+        val_split=None,
+        test_split="test",
+        tokenizer=tokenizer,
+        **settings(),
+    )
+    check(data, "test")
+    twins = data.twins("test")
+    assert len(twins) == 85 and {twin.kind for twin in twins} == set(KINDS) - {"swap_obj"}  # that file is empty here
+    assert all(twin.caption != twin.negative for twin in twins)
+    assert len(data.training_texts()) == 12_000
+    images = torch.cat([batch.label for batch in data.image_loader("test")])
+    assert {twin.image_id for twin in twins} == set(images.tolist())

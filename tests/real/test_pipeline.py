@@ -56,8 +56,8 @@ def test_every_test_set_of_the_suite_is_found(experiment):
             found[name] = data.manifest()["splits"][entry.evaluator.split]["samples"]
             assert list(entry.data.mean) == list(cfg.data.mean)
             assert list(entry.data.std) == list(cfg.data.std)
-    expected = {"imagenet": 1000} if "experiment=real_scratch" in experiment else {}
-    assert found == expected | {"coco": 400, "vlr": 2035, "nlvr": 2967}
+    expected = {"imagenet": 1000, "probe": 1000} if "experiment=real_scratch" in experiment else {}
+    assert found == expected | {"coco": 400, "vlr": 2035, "nlvr": 2967, "zero_shot": 1000, "calibration": 2035}
 
 
 @both

@@ -185,6 +185,37 @@ class TestEvaluate:
         assert count == {4}
         assert {c.candidates for c in cells("suite.coco.evaluator.candidates=6") if c.task == "vqcmi"} == {6}
 
+    def test_the_full_suite(self, stages, root, monkeypatch):
+        cfg = compose([*SMOKE, f"paths.root={root}", "suite=full", "~suite.vsr_medium"], "pipeline")
+        cells = evaluating.evaluate_stages([stages["vlr"]], cfg.suite, cfg.paths)
+        found = {cell.task for cell in cells}
+        assert {"vqcmi_n_way_fused", "zero_shot", "linear_probe", "knn", "quads_fused", "twins_blind"} <= found
+        assert {cell.candidates for cell in cells if cell.task == "vqcmi_n_way"} == {16}
+        assert {cell.metric for cell in cells if cell.chance is None} == {"ECE", "ceiling@16"}
+        decision = json.loads((stages["vlr"].path / "evaluations" / "decision-calibration.json").read_text())
+        assert set(decision["scores"]) == {"dual", "fused"} and decision["fitted_on"] == "dev"
+        assert set(decision["data"]["splits"]) == {"dev", "test"}
+        monkeypatch.setattr(evaluating, "load_subject", lambda *_: pytest.fail("measured again"))
+        assert evaluating.evaluate_stages([stages["vlr"]], cfg.suite, cfg.paths) == cells
+
+    def test_a_split_that_is_only_learnt_from_counts_as_data(self, stages, root, tmp_path):
+        """The probe reads the training pictures: with one more of them it is another measurement."""
+        copy = tmp_path / "imagenet"
+        shutil.copytree(root / "data" / "scenes" / "smoke" / "easy" / "imagenet", copy)
+        cfg = compose([*SMOKE, f"paths.root={root}", "suite=full", f"suite.probe.data.root={copy}"], "pipeline")
+        kept = stages["coco"].path / "evaluations"
+
+        def count() -> int:
+            suite = OmegaConf.create({"probe": OmegaConf.to_container(cfg.suite.probe, resolve=True)})
+            evaluating.evaluate_stages([stages["coco"]], suite, cfg.paths)
+            return len(list(kept.iterdir()))
+
+        first = count()
+        assert count() == first
+        picture = next(copy.glob("train/*/*.JPEG"))
+        shutil.copy(picture, picture.with_name("more.JPEG"))
+        assert count() == first + 1
+
     def test_a_head_that_no_stage_has_trained_gives_no_figure(self, stages, arguments):
         tasks = {cell.task for cell in evaluating.evaluate_stages([stages["coco"]], *arguments)}
         assert {"vqcmi", "twins"} <= tasks

@@ -1,0 +1,19 @@
+"""The scripts of benchmarks/ run, on sizes that take no time."""
+
+import importlib.util
+
+from tests.documents import ROOT
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_evaluation():
+    script = load("evaluation")
+    found = script.retrieval(images=20, captions=2, width=8)
+    assert (found["images"], found["texts"]) == (20, 40) and found["peak_rss_mib"] >= found["peak_rss_mib_before"] > 0
+    assert script.fused(30)["pairs_per_second"] > 0

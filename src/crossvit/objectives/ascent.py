@@ -48,7 +48,7 @@ def direction(grad: Tensor, norm: Norm) -> Tensor:
     """The step of size 1 that raises a linear function most: grad / |grad|, or its sign. A row that is not finite, or 0, gives 0."""
     grad = grad.float()
     if norm == "linf":
-        step = grad.sign()
+        step = grad.sign() + 0 * grad  # the sign alone would hide what is not finite
     else:  # the greatest element first, so that squares of tiny gradients do not vanish
         grad = grad / _like(row_norm(grad, "linf"), grad)
         step = grad / _like(row_norm(grad), grad)

@@ -93,8 +93,8 @@ class Attack:
         self.delta = {name: delta.detach().requires_grad_() for name, delta in self.delta.items()}
 
     def gradient(self, loss: Tensor, parameters: Sequence[Tensor] = (), share: float = 1.0) -> Gradients:
-        """Of `loss`, computed since `watch`; that of the parameters is of `share` times the loss, and this process's part of it. Under fp16
-        the loss is scaled as in training."""
+        """Of `loss`, computed since `watch`; that of the inputs is 0 on padding, that of the parameters is of `share` times the loss, and this
+        process's part of it. Under fp16 the loss is scaled as in training."""
         deltas, scale = list(self.delta.values()), self.state.loss_scale
         keep = bool(parameters)  # the clean pass, whose graph is shared, is still to be trained on
         found = torch.autograd.grad(scale * loss, [*deltas, *parameters], retain_graph=keep, allow_unused=True)
@@ -103,7 +103,7 @@ class Attack:
             scale * world_size()
         )  # the global mean is scaled for an average over the processes, and here they are summed
         inputs = {
-            name: torch.zeros_like(delta) if grad is None else grad.float() / ranks
+            name: torch.zeros_like(delta) if grad is None else self._real(name, grad.float() / ranks)
             for (name, delta), grad in zip(self.delta.items(), of_inputs, strict=True)
         }
         self._last = ({name: delta.detach() for name, delta in self.delta.items()}, inputs)
@@ -113,12 +113,12 @@ class Attack:
         """One step of ascent along `grads`."""
         for name, grad in grads.items():
             delta, step, bound = self.delta[name].detach(), self._step[name], self._bound[name]
-            self.delta[name] = self._real(name, ascend(delta, grad, step, bound, self.ball.norm))
+            self.delta[name] = ascend(delta, grad, step, bound, self.ball.norm)
 
     def place(self, grads: dict[str, Tensor], share: float = 1.0) -> None:
         """To the point in the direction of `grads` at that share of the radius."""
         for name, grad in grads.items():
-            way = self._real(name, direction(self._real(name, grad), self.ball.norm))
+            way = direction(grad, self.ball.norm)
             self.delta[name] = share * self._bound[name].view(-1, *[1] * (way.dim() - 1)) * way
 
     def noise(self, step: int) -> dict[str, Tensor]:

@@ -18,6 +18,9 @@ class Queued(NamedTuple):
     text_id: Tensor
 
 
+COLUMNS = Queued._fields
+
+
 class PairQueue(nn.Module):
     """The last `size` true pairs of all processes; the same on each of them, and part of a checkpoint.
 
@@ -62,8 +65,12 @@ class PairQueue(nn.Module):
         self.place.fill_((place + count - room) % self.size)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest) -> None:
-        """The queue in a checkpoint may be longer than the one that is here."""
-        for name in ("image", "text", "image_id", "text_id"):
+        """A queue of another size brings its newest pairs, the oldest of them first."""
+        for name in COLUMNS:
             if f"{prefix}{name}" in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[f"{prefix}{name}"], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        if len(self.image_id) != self.size:
+            for name in COLUMNS:
+                setattr(self, name, getattr(self, name).roll(-int(self.place), 0)[-self.size :])
+            self.place.zero_()

@@ -1,0 +1,81 @@
+import math
+
+import pytest
+import torch
+
+from crossvit.objectives.answers import Answers, answers, contrastive_answers
+from crossvit.objectives.contrastive import ContrastiveLoss
+from crossvit.objectives.matching import MatchingLoss
+from crossvit.objectives.relation import RelationLoss, TwoImageLoss
+from crossvit.tasks.pair_state import pair_state
+from tests.losses import gradient_is_right, hand_state, unit
+from tests.small import cross_vit, pairs, uniform
+
+TERMS = {"itc": ContrastiveLoss(), "itm": MatchingLoss(), "relation": RelationLoss(), "two_image": TwoImageLoss()}
+LABEL = [1, 0, 1, 1]
+BATCHES = {
+    "itc": pairs([0, 1, 2, 2]),
+    "itm": pairs([0, 1, 2, 2], negatives=2, without_negatives=[1]),
+    "relation": pairs(range(4), label=LABEL),
+    "two_image": pairs(range(4), label=LABEL, two_images=True),
+}
+
+
+def test_loss_by_hand():
+    # rows: -log softmax of (2, 0) at 0 is log(1 + e^-2), at 1 two more; row 1 is not counted, row 2 gives log 2
+    found = Answers(
+        torch.tensor([[2.0, 0], [9, 9], [0, 0]]),
+        torch.tensor([[1.0, 0], [1, 0], [0, 1]]),
+        torch.tensor([True, False, True]),
+        share=0.5,
+    )
+    low = math.log(1 + math.exp(-2))
+    assert found.loss().item() == pytest.approx(0.5 * (low + math.log(2)) / 2, abs=1e-6)
+    other = torch.tensor([[0.25, 0.75], [1, 0], [1, 0]])
+    assert found.loss(other).item() == pytest.approx(0.5 * (low + 0.75 * 2 + math.log(2)) / 2, abs=1e-6)
+    assert Answers(*found[:3]).loss() == 2 * found.loss()
+
+
+def test_the_gradient_is_right():
+    target, counted = torch.softmax(unit(3, 4, seed=1), 1), torch.tensor([True, True, False])
+    gradient_is_right(
+        lambda x: Answers(x, target, counted).loss(),
+        lambda x: -(target.double() * torch.log_softmax(x, 1)).sum(1)[:2].mean(),
+        [unit(3, 4)],
+    )
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_against_the_labels_it_is_the_loss_of_the_term(term):
+    """What an adversary raises is what the term lowers."""
+    state = pair_state(cross_vit().eval(), BATCHES[term], uniform())
+    hard = {"hard_negatives": True, "generated_negatives": True}
+    mine = sum(found.loss() for found in answers(state, term, **hard))
+    expected = TERMS[term](state).loss
+    assert mine.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("hard", "generated", "rows"), [(0, 0, 4), (1, 0, 12), (0, 1, 12), (1, 1, 20)])
+def test_which_pairs_are_asked_about(hard, generated, rows):
+    state = pair_state(cross_vit(), BATCHES["itm"], uniform())
+    (found,) = answers(state, "itm", bool(hard), bool(generated))
+    assert found.logits.shape == found.target.shape == (rows, 2)
+    assert found.target[:4].tolist() == [[0, 1]] * 4
+    assert found.target[4:].tolist() == [[1, 0]] * (rows - 4)
+
+
+def test_several_captions_of_a_picture_share_the_target():
+    # rows 0 and 1 show one picture, row 2 is false
+    state = hand_state(torch.eye(3), torch.eye(3), 2.0, image_id=[4, 4, 5], label=torch.tensor([1, 1, 0]))
+    for found in contrastive_answers(state):
+        assert found.target.tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 0]]
+        assert found.counted.tolist() == [True, True, False]
+        assert found.share == 0.5
+        torch.testing.assert_close(found.logits, 2 * torch.eye(3))
+
+
+def test_the_two_directions_are_not_the_same():
+    image, text = unit(3, 4), unit(3, 4, seed=1)
+    by_image, by_text = contrastive_answers(hand_state(image, text, 5.0))
+    torch.testing.assert_close(by_image.logits, 5 * image @ text.t())
+    torch.testing.assert_close(by_text.logits, 5 * text @ image.t())

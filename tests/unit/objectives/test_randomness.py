@@ -1,0 +1,29 @@
+import torch
+
+from crossvit.objectives.randomness import Replay
+
+
+def test_each_pass_draws_the_same_and_what_follows_goes_on_from_there():
+    torch.manual_seed(0)
+    torch.rand(3)
+    replay = Replay(torch.device("cpu"))
+    seen = []
+    for _ in range(3):
+        torch.rand(2)  # what happens between two passes does not matter
+        with replay.again():
+            seen.append(torch.nn.functional.dropout(torch.ones(50)))
+    after = torch.rand(4)
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+    torch.manual_seed(0)
+    torch.rand(3)
+    assert torch.equal(seen[0], torch.nn.functional.dropout(torch.ones(50)))
+    assert torch.equal(after, torch.rand(4))
+
+
+def test_another_state_draws_others():
+    draws = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with Replay(torch.device("cpu")).again():
+            draws.append(torch.rand(5))
+    assert not torch.equal(*draws)

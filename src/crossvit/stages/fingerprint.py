@@ -68,10 +68,13 @@ def what_matters(cfg: DictConfig) -> dict[str, Any]:
         "optimizer": _without(plain["optimizer"], ("fused", "foreach")),
         "scheduler": plain["scheduler"],
         "trainer": {key: str(trainer[key]) for key in TRAINER_KEYS if trainer.get(key) is not None},
-        "callbacks": {
-            k: v for k, v in (plain.get("callbacks") or {}).items() if k not in CALLBACKS_OUT and v is not None
-        },
+        "callbacks": {k: v for k, v in (plain.get("callbacks") or {}).items() if k not in CALLBACKS_OUT and _acts(v)},
     }
+
+
+def _acts(callback: dict | None) -> bool:
+    """Whether a callback does anything: a gate without a threshold does not."""
+    return callback is not None and callback.get("threshold", 0) is not None
 
 
 def _is_place_or_pace(key: str) -> bool:

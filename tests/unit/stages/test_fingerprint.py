@@ -75,6 +75,7 @@ def test_is_16_hex_digits_and_stable(base):
         ["trainer.limit_train_batches=2"],
         ["trainer.limit_train_batches=1"],
         ["callbacks=early_stopping"],
+        ["callbacks.gate.threshold=0.9"],
     ],
     ids=lambda o: " ".join(o),
 )
@@ -104,6 +105,7 @@ def test_changes_with_what_changes_the_result(base, overrides):
         ["objective.relation.weight=0"],
         ["optimizer.algorithm.fused=false"],
         ["callbacks.checkpoint.every_n_train_steps=5"],
+        ["callbacks.gate.min_epochs=5"],  # of a gate without a threshold
     ],
     ids=lambda o: " ".join(o),
 )

@@ -11,6 +11,8 @@ COMMANDS = {
     "pipeline": "train a chain of stages, test it, and print the result table",
     "train": "train one stage, and the stages before it where the store does not hold them",
     "evaluate": "test trained weights and print the result table",
+    "study": "compare arms of a recipe over seeds; started twice, two processes share the cells",
+    "report": "tables, plots and claims of a study, from the cells that are there",
     "data": "make the embedded corpus: crossvit data make scenes",
 }
 DATA_USAGE = "crossvit data make scenes [overrides], e.g. crossvit data make scenes scenes.preset=easy"

@@ -25,12 +25,21 @@ EVALUATION_KEYS = {
     "paths.data=DIR": "where the data lie",
     "run_name=NAME": "name of the directory below paths.runs for the table",
 }
+STUDY_KEYS = {
+    "study=scenes": "which one: its arms, seeds, metrics and claims",
+    "arm=late": "these arms alone, e.g. arm=base,late",
+    "seed=0": "these seeds alone, e.g. seed=0,1",
+    "stage=vlr": "the last stage of the chain, which the arms change",
+    "paths.results=DIR": "where the cells and the report are kept",
+    "paths.store=DIR": "where finished stages are kept, which the arms share",
+}
 DATA_KEYS = {
     "scenes.preset=easy": "easy, medium or hard",
     "scenes.seed=0": "the same arguments give the same bytes",
     "scenes.image_size=32": "side of a picture in pixels",
     "paths.scenes=DIR": "where the corpus is written",
 }
+KEYS = {"data": DATA_KEYS, "evaluate": EVALUATION_KEYS, "study": STUDY_KEYS, "report": STUDY_KEYS}
 EXAMPLES = {
     "train": (
         "crossvit train                                   the whole chain on the embedded corpus",
@@ -45,6 +54,12 @@ EXAMPLES = {
         "crossvit pipeline experiment=real_scratch paths.imagenet=DIR paths.coco=DIR paths.vlr=DIR",
     ),
     "evaluate": ("crossvit evaluate run=runs/demo                  test every stage of a run again",),
+    "study": (
+        "crossvit study study=smoke                       two arms, one seed, a handful of samples",
+        "crossvit study                                   every cell of study=scenes; again to go on where it stopped",
+        "crossvit study arm=late seed=0                   one cell",
+    ),
+    "report": ("crossvit report study=smoke                      what is there, complete or not",),
     "data": ("crossvit data make scenes scenes.preset=easy",),
 }
 
@@ -71,7 +86,7 @@ def command_page(command: str, summary: str) -> str:
             lines += textwrap.wrap(text, 116, initial_indent=f"  {group:14} ", subsequent_indent=" " * 17)
         lines += [""]
     lines += ["Keys used most:"]
-    keys = {"data": DATA_KEYS, "evaluate": EVALUATION_KEYS}.get(command, TRAINING_KEYS)
+    keys = KEYS.get(command, TRAINING_KEYS)
     lines += [f"  {key:38} {meaning}" for key, meaning in keys.items()]
     lines += ["", "Examples:", *(f"  {example}" for example in EXAMPLES[command]), ""]
     lines += ["All keys: --cfg job. Sweep: -m with comma-separated values. Hydra's own flags: --hydra-help."]

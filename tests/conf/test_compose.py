@@ -12,6 +12,7 @@ from crossvit.config import chain_configs, check_signatures, compose, config_dir
 from crossvit.config.targets import SPECIAL, _own_signature, target_nodes
 from crossvit.errors import UserError
 from crossvit.help import config_groups
+from crossvit.report.study import Plan
 from crossvit.stages.build import make
 
 CONF = config_directory()
@@ -33,7 +34,7 @@ def filled_chain(overrides: list[str], primary: str):
 
 
 def primary_for(group: str) -> str:
-    return "pipeline" if group == "suite" else "train"
+    return {"suite": "pipeline", "study": "study"}.get(group, "train")
 
 
 def overrides_for(group: str, option: str) -> list[str]:
@@ -43,6 +44,7 @@ def overrides_for(group: str, option: str) -> list[str]:
         "stage",
         "experiment",
         "debug",
+        "study",
     ):  # these reach every stage of the chain; for the rest one stage is enough
         overrides.append("stage.parent=null")
     if (group, option) == ("objective", "classification"):
@@ -139,7 +141,7 @@ def test_trainer_takes_its_settings(option, tmp_path):
     L.Trainer(**settings, logger=False, default_root_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in ("stage", "experiment")])
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in ("stage", "experiment", "arm")])
 def test_header_says_what_it_is(group, option):
     lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
@@ -147,6 +149,24 @@ def test_header_says_what_it_is(group, option):
     if group == "experiment":
         header = "\n".join(line for line in lines if line.startswith("#"))
         assert all(word in header for word in ("# command:", "# cost:", "# expected:"))
+    if group == "arm":
+        assert [line.partition(":")[0] for line in lines[2:4]] == ["# tests", "# claim"]
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "arm"])
+def test_an_arm_says_its_own_name_and_changes_something(option):
+    plain, arm = (compose(overrides) for overrides in ([], [f"arm={option}"]))
+    assert arm.arm.name == option
+    changed = {key for key in plain if plain[key] != arm[key]} - {"arm", "run_name"}
+    assert (changed or arm.arm.length != 1) or option == "base"
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "study"])
+def test_a_study_names_arms_that_are_there(option):
+    study = compose([f"study={option}"], "study").study
+    Plan(**OmegaConf.to_container(study, resolve=True)).check()
+    assert study.name == option
+    assert ("study", option) in OPTIONS and set(study.arms) <= {o for g, o in OPTIONS if g == "arm"}
 
 
 def test_special_keys_are_hydras():

@@ -110,9 +110,9 @@ class TestHelp:
             assert "trainer        auto, cpu, ddp, ddp_sim" in out
 
     def test_keys_it_names_exist(self, crossvit, train):
-        from crossvit.help import DATA_KEYS, EVALUATION_KEYS, TRAINING_KEYS
+        from crossvit.help import KEYS, TRAINING_KEYS
 
-        for command, keys in (("train", TRAINING_KEYS), ("evaluate", EVALUATION_KEYS), ("data", DATA_KEYS)):
+        for command, keys in {"train": TRAINING_KEYS, **KEYS}.items():
             words = ["make", "scenes"] if command == "data" else []
             code, _, err = crossvit(command, *words, *(key.strip("'") for key in keys), "--cfg", "job", runs=False)
             assert code == 0, err

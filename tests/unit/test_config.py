@@ -351,6 +351,51 @@ class TestChain:
         assert not is_stage_scoped(override)
 
 
+class TestArm:
+    def test_changes_the_stage_asked_for_alone(self):
+        *parents, target = chain_configs(["arm=random_negatives"])
+        assert target.cfg.objective.itm.hard_negatives == "random"
+        plain = {link.name: link.cfg for link in chain_configs([])}
+        for parent in parents:
+            assert parent.cfg == OmegaConf.merge(plain[parent.name], {"run_name": target.cfg.run_name})
+
+    def test_a_part_of_the_model_that_it_chooses_holds_for_the_whole_chain(self):
+        *parents, target = chain_configs(["arm=pair_classifier"])
+        assert {link.cfg.fusion._target_.rpartition(".")[2] for link in (*parents, target)} == {"NoFusion"}
+        assert target.cfg.objective.relation.weight == 1
+        assert parents[-1].cfg.objective.itc.weight == 1
+        assert "relation" not in parents[0].cfg.objective
+
+    def test_the_command_line_wins_over_it(self):
+        for link in chain_configs(["arm=late", "fusion=merged"]):
+            assert link.cfg.fusion._target_.endswith("MergedFusion")
+
+    def test_it_wins_over_an_experiment(self):
+        for link in chain_configs(["arm=late", "experiment=smoke"]):
+            assert link.cfg.fusion._target_.endswith("LateFusion")
+
+    def test_a_skipped_stage(self):
+        names = {
+            arm: [link.name for link in chain_configs([f"arm={arm}"])]
+            for arm in ("vlr_only", "imagenet_vlr", "coco_vlr")
+        }
+        assert names == {"vlr_only": ["vlr"], "imagenet_vlr": ["imagenet", "vlr"], "coco_vlr": ["coco", "vlr"]}
+
+    def test_length(self):
+        def lengths(*overrides):
+            return {
+                link.name: (link.cfg.trainer.max_epochs, link.cfg.trainer.max_steps)
+                for link in chain_configs(overrides)
+            }
+
+        plain = lengths()
+        assert lengths("arm=longer_2") == plain | {"vlr": (2 * plain["vlr"][0], -1)}
+        assert lengths("arm.length=1.01")["vlr"] == (plain["vlr"][0] + 1, -1)  # whole epochs, rounded up
+        assert lengths("arm.length=1.2", "trainer.max_steps=10")["vlr"] == (plain["vlr"][0], 12)
+        assert error_of("arm.length=0") == "arm.length=0: must be a number > 0"
+        assert "no length to multiply" in error_of("arm.length=2", "trainer.max_epochs=-1")
+
+
 def test_validate_accepts_a_config_without_a_chain():
     validate(compose(["scenes.preset=hard"], "data"))
 

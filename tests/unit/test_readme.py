@@ -29,14 +29,15 @@ def uses_an_added_file(words: list[str]) -> bool:
 
 
 def jobs(words: list[str]) -> list[list[str]]:
-    """The overrides of the jobs of a command; of a sweep as many jobs as it takes to see every value once."""
+    """The overrides of the jobs of a command, which is the first word; of a sweep as many jobs as it takes to see every value once."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     flags = {"-m", "--multirun", "--cfg", "job"}
+    command, *words = words
     axes = []
     for override in OverridesParser.create().parse_overrides([word for word in words if word not in flags]):
         if override.is_sweep_override():
-            assert "-m" in words, f"{override.input_line} needs -m"
+            assert "-m" in words or command == "study", f"{override.input_line} needs -m"
             axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
         else:
             axes.append([override.input_line])
@@ -50,12 +51,22 @@ def test_the_documents_show_every_command():
 @pytest.mark.parametrize("shown", [s for s in SHOWN if not uses_an_added_file(shlex.split(s))])
 def test_command_composes(shown):
     command, *words = shlex.split(shown)
-    for overrides in jobs(_data_overrides(words) if command == "data" else words):
+    for overrides in jobs([command, *(_data_overrides(words) if command == "data" else words)]):
         if command == "data":
             validate(compose(overrides, command))
         else:
             for link in chain_configs(overrides, command):
                 check_signatures(link.cfg)
+
+
+def test_the_arm_that_a_document_adds_composes(tmp_path):
+    (text,) = (block.text for block in blocks(ROOT / "docs" / "study.md") if block.language == "yaml")
+    (tmp_path / "arm").mkdir()
+    (tmp_path / "arm" / "new.yaml").write_text(text, encoding="utf-8")
+    given = ["arm=new", f"hydra.searchpath=['file://{tmp_path}']"]
+    found = chain_configs(given)[-1].cfg
+    assert found.arm.name == "smoothed_targets"
+    assert found.objective != chain_configs([])[-1].cfg.objective
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -3,8 +3,12 @@
 A parent's config is the same composition with another `stage`, so that one command line describes the whole chain. What a user overrides
 for one stage (its data, its learning rate, its length) belongs to the stage being trained; the rest (the model, the seed, the paths, the
 device) holds for all. `chain.<stage name>=[...]` reaches one stage of the chain alone.
+
+An arm (conf/arm) changes the stage being trained, so that arms share the stages before it; but a part of the model that it chooses holds
+for the whole chain, for the stages hand weights on by name.
 """
 
+import math
 from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +17,8 @@ from crossvit.config.compose import Composed, compose_with_choices
 from crossvit.config.validate import validate
 from crossvit.errors import UserError
 
-STAGE_GROUPS = ("stage", "data", "objective", "optimizer", "scheduler", "callbacks")
+STAGE_GROUPS = ("stage", "data", "objective", "optimizer", "scheduler", "callbacks", "arm")
+MODEL_PARTS = ("patch_encoder", "vision", "text_encoder", "fusion")
 STAGE_TRAINER_KEYS = (
     "max_epochs",
     "min_epochs",
@@ -52,6 +57,9 @@ def chain_configs(overrides: list[str], primary: str = "train") -> list[StageCon
         raise UserError(f"{primary}: this config has no stage; choose one with stage=<option>")
     additions = {str(name): _as_overrides(name, extra) for name, extra in (target.cfg.get("chain") or {}).items()}
     shared = [override for override in overrides if not is_stage_scoped(override)]
+    if target.choices.get("arm"):
+        given_keys = {override_key(override) for override in overrides}
+        shared += [f"{part}={target.choices[part]}" for part in MODEL_PARTS if part not in given_keys]
     links: list[StageConfig] = []
     option, composed, given = target.choices["stage"], target, overrides
     while True:
@@ -102,10 +110,27 @@ def _stage_config(
     cfg.run_name = run_name
     try:
         validate(cfg)
+        if target:
+            _stretch(cfg)
     except UserError as error:
         raise (error if target else UserError(f"stage {option}: {error}")) from None
     OmegaConf.set_readonly(cfg, True)
     return StageConfig(option, name, cfg)
+
+
+def _stretch(cfg: DictConfig) -> None:
+    """`arm.length` times the steps or epochs, rounded up; the schedule, which goes by the trainer's length, stretches with them."""
+    trainer, factor = cfg.trainer, cfg.arm.length
+    if factor == 1:
+        return
+    if trainer.max_steps > 0:
+        trainer.max_steps = math.ceil(round(trainer.max_steps * factor, 6))
+    elif (trainer.max_epochs or -1) > 0:
+        trainer.max_epochs = math.ceil(round(trainer.max_epochs * factor, 6))
+    else:
+        raise UserError(
+            f"arm.length={factor}: set trainer.max_epochs or trainer.max_steps, there is no length to multiply"
+        )
 
 
 def _as_overrides(name: str, extra: object) -> list[str]:

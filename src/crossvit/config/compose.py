@@ -81,9 +81,10 @@ def compose_with_choices(overrides: list[str] | None = None, primary: str = "tra
 
 
 def register_resolvers() -> None:
-    """Makes `${auto_run_name:}` and `${package_file:}` known; to be called before Hydra starts."""
+    """Makes `${auto_run_name:}`, `${package_file:}` and `${comma_separated:}` known; to be called before Hydra starts."""
     OmegaConf.register_new_resolver("auto_run_name", _auto_run_name, replace=True)
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+    OmegaConf.register_new_resolver("comma_separated", lambda items: ",".join(map(str, items)), replace=True)
 
 
 def package_file(package: str, path: str) -> str:

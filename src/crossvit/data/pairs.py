@@ -11,7 +11,9 @@ from crossvit.data.datasets import Captions, PairDataset
 from crossvit.data.loader import EpochLoader
 from crossvit.data.module import CrossViTDataModule
 from crossvit.data.pictures import Pictures
+from crossvit.data.sampler import Draw
 from crossvit.data.transforms import EvalTransform, TrainTransform
+from crossvit.errors import UserError
 
 
 @dataclass
@@ -47,16 +49,22 @@ class PairDataModule(CrossViTDataModule):
     """Batches of pairs.
 
     Args:
+        shuffled: share of the training pictures, drawn by `seed`, that change places among themselves: their captions, with labels
+            and false captions, then stand beside another picture. 1 leaves nothing to learn of how the two sides fit.
         kwargs: see CrossViTDataModule; `tokenizer` is needed.
 
     Raises:
+        UserError: `shuffled` is not a share.
         ValueError: no tokenizer.
     """
 
     num_negatives = 0
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, shuffled: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not 0 <= shuffled <= 1:
+            raise UserError(f"data.shuffled={shuffled} must lie between 0 and 1.")
+        self.shuffled = shuffled
         if self.tokenizer is None:
             raise ValueError(f"{type(self).__name__} reads captions and needs a tokenizer")
 
@@ -68,15 +76,18 @@ class PairDataModule(CrossViTDataModule):
         return self._eval_loader(split, self._pair_dataset(split, self._eval_transform), self.num_workers)
 
     def _train_dataset(self, split: str) -> PairDataset:
-        return self._pair_dataset(split, self._train_transform)
+        return self._pair_dataset(split, self._train_transform, self.shuffled)
 
-    def _pair_dataset(self, split: str, transform: TrainTransform | EvalTransform) -> PairDataset:
+    def _pair_dataset(
+        self, split: str, transform: TrainTransform | EvalTransform, shuffled: float = 0.0
+    ) -> PairDataset:
         index = self.index(split)
+        source = exchanged(index.image_ids, shuffled, self.seed)
         return PairDataset(
             self._pictures(split),
-            index.rows,
+            index.rows[source],
             index.captions,
-            index.image_ids,
+            index.image_ids[source],
             self.tokenizer,
             transform,
             seed=self.seed,
@@ -84,3 +95,15 @@ class PairDataModule(CrossViTDataModule):
             negatives=index.negatives,
             num_negatives=self.num_negatives,
         )
+
+
+def exchanged(image_ids: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(n,) for each sample the one whose picture it gets: its own, or for a `share` of the pictures another's, the same for all samples
+    of one picture. The pictures that move go round in one circle, so none of them stays.
+    """
+    _, first, place = np.unique(image_ids, return_index=True, return_inverse=True)
+    rng = np.random.default_rng((seed, Draw.EXCHANGE))
+    moving = rng.permutation(len(first))[: round(share * len(first))]
+    order = np.arange(len(first))
+    order[moving] = np.roll(moving, 1)
+    return np.where(order[place] == place, np.arange(len(image_ids)), first[order[place]])

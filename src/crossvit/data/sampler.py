@@ -30,6 +30,7 @@ class Draw(IntEnum):
     CAPTION = 2
     NEGATIVES = 3
     REPLACEMENT = 4
+    EXCHANGE = 5
 
 
 def sample_rng(seed: int, key: SampleKey, draw: Draw) -> np.random.Generator:

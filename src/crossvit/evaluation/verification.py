@@ -16,11 +16,14 @@ from crossvit.metrics import (
 )
 from crossvit.tasks.cross_modal import pair_logits
 
+HEADS = ("two_image", "itm", "relation")
+
 
 class Verification:
     """True/false accuracy on a labelled split; a score of exactly 0 counts one half.
 
-    A chain that has not trained the head that answers gives no measurement of the model. blind: also train a text-only and an image-only
+    The head for two pictures answers where the chain has trained it, else the matching head, else the relation head of two classes; a
+    chain that has trained none gives no measurement of the model. blind: also train a text-only and an image-only
     baseline on the `train` split and report them. groups: also report consistency, the share of sentences right on all their pictures.
     """
 
@@ -35,10 +38,11 @@ class Verification:
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
         found = []
-        head = "two_image" if "two_image" in subject.trained else "itm"
-        if {head, "fusion"} <= subject.trained:
+        head = next((head for head in HEADS if head in subject.trained), None)
+        if head is not None and "fusion" in subject.trained:
+            relation = head == "relation"
             rows = [
-                (pair_logits(subject.model, batch).float().cpu(), batch.label.cpu(), batch.text_id.cpu())
+                (pair_logits(subject.model, batch, relation).float().cpu(), batch.label.cpu(), batch.text_id.cpu())
                 for batch in subject.batches(self.data, self.data.pair_loader(self.split))
             ]
             logits, label, text_id = (torch.cat(column) for column in zip(*rows, strict=True))

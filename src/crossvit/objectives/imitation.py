@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossvit.distributed import global_mean
 from crossvit.objectives.answers import Answers, contrastive_answers, matching_answers
-from crossvit.objectives.matching import match
+from crossvit.objectives.matching import draw_negatives, match
 from crossvit.objectives.term import PairState, Term, TermOutput
 
 NEVER = -1e4  # logit of what is no candidate: its probability is 0, and a row of nothing else stays finite
@@ -220,7 +220,7 @@ def choices(state: PairState, hard_negatives: bool, generated_negatives: bool) -
             return values.view(size, -1)
         if name == "given":
             return values[:, None]
-        own = state.shared["drawn"].own
+        own = draw_negatives(state, random=hard_negatives == "random").own
         return values.new_zeros(size, 1).index_put((own,), values[:, None])
 
     groups = []

@@ -5,7 +5,7 @@ similarity. Here a row that shares the image or the caption is never drawn, the 
 number of processes. A row for which the batch holds no negative is skipped and counted.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from crossvit.distributed import global_mean
 from crossvit.objectives.term import PairState, Term, TermOutput
+
+Hard = bool | Literal["random"]
+"""Whether negatives are drawn from the batch, and if so by likeness or at random."""
 
 
 def draw_hard_negatives(similarity: Tensor, allowed: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,35 +85,40 @@ class Matching(NamedTuple):
         return dict(zip(self.parts, self.logits.split(sizes), strict=True))[part]
 
 
-def draw_negatives(state: PairState) -> Drawn:
-    """A caption for each true local pair's image and an image for its caption; drawn once a step, for every term that asks."""
-    if "drawn" not in state.shared:
-        scale, batch = state.logit_scale.detach().exp(), state.all_ids[0].shape[0]
+def draw_negatives(state: PairState, random: bool = False) -> Drawn:
+    """A caption for each true local pair's image and an image for its caption; drawn once a step, for every term that asks.
+
+    random: as likely as any other, not by likeness.
+    """
+    key = ("drawn", random)
+    if key not in state.shared:
+        scale = 0.0 if random else state.logit_scale.detach().exp()
+        batch = state.all_ids[0].shape[0]
         uniform = state.uniform(2 * batch)
         to_texts = scale * state.image_embedding @ state.all_text_embedding.t()
         to_images = scale * state.text_embedding @ state.all_image_embedding.t()
         text, text_found = draw_hard_negatives(to_texts, state.text_candidates, uniform[:batch][state.rows])
         image, image_found = draw_hard_negatives(to_images, state.image_candidates, uniform[batch:][state.rows])
         own = torch.arange(len(text), device=text.device) if state.label is None else state.true.nonzero().squeeze(1)
-        state.shared["drawn"] = Drawn(own, text[own], text_found[own], image[own], image_found[own])
-    return state.shared["drawn"]
+        state.shared[key] = Drawn(own, text[own], text_found[own], image[own], image_found[own])
+    return state.shared[key]
 
 
-def matching_pairs(state: PairState, hard_negatives: bool, generated_negatives: bool) -> dict[str, Pairs]:
+def matching_pairs(state: PairState, hard_negatives: Hard, generated_negatives: bool) -> dict[str, Pairs]:
     """The pairs that the step asks about, by where they come from."""
     text = (state.text, state.text_pooled, state.text_mask)
     cosine = (state.image_embedding * state.text_embedding).sum(dim=1)
     parts = {"given": Pairs(state.visual, *text, cosine, state.true.long(), torch.ones_like(state.true))}
     if hard_negatives:
-        parts |= hard_pairs(state)
+        parts |= hard_pairs(state, random=hard_negatives == "random")
     if generated_negatives and state.negatives is not None:
         parts["generated"] = generated_pairs(state)
     return parts
 
 
-def hard_pairs(state: PairState) -> dict[str, Pairs]:
+def hard_pairs(state: PairState, random: bool = False) -> dict[str, Pairs]:
     """Each true local pair's image with the caption drawn for it (`by_text`), and its caption with the image (`by_image`)."""
-    drawn = draw_negatives(state)
+    drawn = draw_negatives(state, random)
     own, false = drawn.own, torch.zeros_like(drawn.text)
     tokens, pooled, mask = (column[drawn.text] for column in state.all_text)
     to_text = (state.image_embedding[own] * state.all_text_embedding[drawn.text]).sum(dim=1)
@@ -133,7 +141,7 @@ def generated_pairs(state: PairState) -> Pairs:
     return Pairs(visual, tokens, pooled, mask, cosine, false, state.negative_present)
 
 
-def match(state: PairState, hard_negatives: bool, generated_negatives: bool) -> Matching:
+def match(state: PairState, hard_negatives: Hard, generated_negatives: bool) -> Matching:
     """Scores the step's pairs by the fusion, once for all terms that ask for the same."""
     key = ("matching", hard_negatives, generated_negatives)
     if key not in state.scored:
@@ -147,14 +155,14 @@ def match(state: PairState, hard_negatives: bool, generated_negatives: bool) -> 
 class MatchingLoss(Term):
     """ITM on given pairs, drawn negatives and generated negatives.
 
-    hard_negatives: draw a caption for each image and an image for each caption from the global batch.
+    hard_negatives: draw a caption for each image and an image for each caption from the global batch, by likeness; "random": any.
     generated_negatives: also use the false captions that the data brings (`PairBatch.negatives`), where it brings any.
     Where the data has labels, a pair's own label is its target and only true pairs draw negatives.
     """
 
     modules_used = ("patch_encoder", "vision", "text_encoder", "fusion", "itm")
 
-    def __init__(self, weight: float = 1.0, hard_negatives: bool = True, generated_negatives: bool = True) -> None:
+    def __init__(self, weight: float = 1.0, hard_negatives: Hard = True, generated_negatives: bool = True) -> None:
         super().__init__(weight)
         self.hard_negatives = hard_negatives
         self.reads_negatives = generated_negatives

@@ -30,13 +30,13 @@ def plot_table(table: Table, path: str | os.PathLike) -> Path:
         raise ValueError("the table has no cells to plot")
     bars = {task: _bars(table, task) for task in tasks}
     heights = [BAR * len(rows) * max(2, len(_metrics(rows))) + 0.1 for rows in bars.values()]
-    figure = new_figure(8.0, sum(heights) + 0.75 * len(heights) + 0.5)
+    figure = canvas(8.0, sum(heights) + 0.75 * len(heights) + 0.5)
     panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for panel, task in zip(panels, tasks, strict=True):
         _draw_bars(panel, bars[task])
         panel.set_title(heading(task), loc="left", fontsize=10, fontweight="bold")
     panels[-1].set_xlabel("percent; whisker: 95 % interval, or ± sd over seeds; dotted: chance", fontsize=8)
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def plot_curves(log: str | os.PathLike, path: str | os.PathLike) -> Path:
@@ -51,7 +51,7 @@ def plot_curves(log: str | os.PathLike, path: str | os.PathLike) -> Path:
         panels.setdefault(metric, []).append((split, series))
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(PANEL[0] * columns, PANEL[1] * rows)
+    figure = canvas(PANEL[0] * columns, PANEL[1] * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (metric, lines) in zip(axes, panels.items(), strict=False):
         for colour, (split, (steps, values)) in zip(COLOURS, lines, strict=False):
@@ -73,7 +73,7 @@ def plot_curves(log: str | os.PathLike, path: str | os.PathLike) -> Path:
             panel.legend(fontsize=8, frameon=False)
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def plot_pairing(
@@ -104,7 +104,7 @@ def plot_pairing(
     grey = pixels.mean(-1)
     columns = min(6, len(words) + 1)
     rows = math.ceil((len(words) + 1) / columns)
-    figure = new_figure(1.7 * columns + 0.7, 1.95 * rows)
+    figure = canvas(1.7 * columns + 0.7, 1.95 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     extent = (0, pixels.shape[1], pixels.shape[0], 0)
     for panel in axes:
@@ -121,7 +121,7 @@ def plot_pairing(
     bar = figure.colorbar(heat, ax=list(axes), fraction=0.025, pad=0.02)
     bar.ax.tick_params(labelsize=7)
     bar.set_label("weight", fontsize=8)
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def _bars(table: Table, task: str) -> list[tuple[str, list[Figure]]]:
@@ -172,13 +172,15 @@ def _draw_bar(panel: "Axes", figure: Figure, y: float, height: float, colour: st
     panel.text(100 * end + 1, y, f"{percent(figure.mean)}  {figure.metric}", va="center", fontsize=7)
 
 
-def new_figure(width: float, height: float) -> "Canvas":
+def canvas(width: float, height: float) -> "Canvas":
+    """An empty figure of this size in inches."""
     from matplotlib.figure import Figure as Canvas
 
     return Canvas(figsize=(width, height), layout="constrained", dpi=130)
 
 
-def save(figure: "Canvas", path: str | os.PathLike) -> Path:
+def save_png(figure: "Canvas", path: str | os.PathLike) -> Path:
+    """Draws the figure into a file, which appears whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     png = io.BytesIO()

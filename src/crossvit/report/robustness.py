@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crossvit.report.cells import Cell
-from crossvit.report.plots import COLOURS, PANEL, new_figure, save
+from crossvit.report.plots import COLOURS, PANEL, canvas, save_png
 from crossvit.report.table import heading
 
 ATTACKED = "robustness_"
@@ -22,7 +22,7 @@ def plot_robustness(cells: Sequence[Cell], path: str | os.PathLike) -> Path:
     if not tasks:
         raise ValueError("no cell is of a task of robustness")
     rows = list(dict.fromkeys(cell.row for cell in cells if cell.task in tasks))
-    figure = new_figure(PANEL[0] * len(tasks), PANEL[1] * 1.3)
+    figure = canvas(PANEL[0] * len(tasks), PANEL[1] * 1.3)
     for panel, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         for colour, row in zip(COLOURS, rows, strict=False):
             for kind, style in (("eps", "-"), ("random", "--")):
@@ -39,7 +39,7 @@ def plot_robustness(cells: Sequence[Cell], path: str | os.PathLike) -> Path:
         panel.set_ylabel("percent", fontsize=8)
         panel.set_ylim(0, 100)
     panel.legend(fontsize=7)
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def curve(cells: Sequence[Cell], kind: str) -> list[tuple[float, float, float, float]]:

@@ -1,5 +1,6 @@
 """The chain imagenet -> coco -> vlr: each stage is trained once, stored under its fingerprint, and handed on by name."""
 
+import json
 import logging
 import os
 import time
@@ -88,6 +89,8 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     import lightning as L
     import torch
 
+    from crossvit.callbacks.compute import COMPUTE
+    from crossvit.callbacks.validation_curve import VALIDATION
     from crossvit.loggers import close
     from crossvit.stages.build import build_task
     from crossvit.stages.training import build_trainer
@@ -140,8 +143,15 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
             "steps": trainer.global_step,
             "seconds": round(time.time() - started, 1),
             "bad_samples": data.bad_samples.count,
+            "compute": _kept(claim.directory / COMPUTE),
+            "validation": _kept(claim.directory / VALIDATION),
         },
     )
+
+
+def _kept(path: Path):
+    """What a callback has left in the working directory; None without that callback. A file, for training may run in other processes."""
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def hand_over(parent: StoredStage, network) -> None:

@@ -35,7 +35,7 @@ TRAINER_KEYS = (
     "sync_batchnorm",
 )
 DATA_KEYS_OUT = ("num_workers", "eval_batch_size", "max_bad_fraction", "test_split", "cache")
-CALLBACKS_OUT = ("checkpoint", "progress_bar", "model_summary")
+CALLBACKS_OUT = ("checkpoint", "compute", "validation_curve", "progress_bar", "model_summary")
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")
 
 
@@ -63,7 +63,7 @@ def what_matters(cfg: DictConfig) -> dict[str, Any]:
         "task": task,
         "model": {"image_size": sizes["image_size"]} if image_only else sizes,
         "parts": {part: _with_file_contents(_without(plain[part], ("remember",))) for part in parts if part in plain},
-        "data": {key: value for key, value in plain["data"].items() if not _is_place_or_pace(key)},
+        "data": {k: v for k, v in plain["data"].items() if not _is_place_or_pace(k) and (k, v) != ("shuffled", 0)},
         "objective": {name: term for name, term in plain["objective"].items() if term.get("weight", 1) != 0},
         "optimizer": _without(plain["optimizer"], ("fused", "foreach")),
         "scheduler": plain["scheduler"],

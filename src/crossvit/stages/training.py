@@ -22,6 +22,8 @@ def build_trainer(cfg: DictConfig, directory: Path):
 
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("_target_", None)
+    if cfg.callbacks.get("progress_bar") is None:
+        settings["enable_progress_bar"] = False  # else Lightning puts a bar of its own in the place of the one left out
     callbacks = [make(node) for node in cfg.callbacks.values() if node is not None]
     loggers = [make(node) for node in cfg.logger.values() if node is not None]
     try:

@@ -168,9 +168,7 @@ class TestHarm:
 
     def test_gradient_beats_random_and_random_beats_nothing_by_little(self):
         model = cross_vit()
-        loss = {
-            way: AdversarialLoss(direction=way)(state(model)).loss.item() for way in ("gradient", "random", "none")
-        }
+        loss = {way: AdversarialLoss(direction=way)(state(model)).loss.item() for way in ("gradient", "random", "none")}
         clean = MatchingLoss()(state(model)).loss.item()
         assert loss["none"] == pytest.approx(clean, rel=1e-6)
         assert loss["gradient"] - clean > 3 * abs(loss["random"] - clean)
@@ -178,9 +176,7 @@ class TestHarm:
 
 class TestControls:
     def test_random_steps_have_the_length_of_gradient_steps(self):
-        found = {
-            way: AdversarialLoss(direction=way, step_size=0.07)(state()).figures for way in ("gradient", "random")
-        }
+        found = {way: AdversarialLoss(direction=way, step_size=0.07)(state()).figures for way in ("gradient", "random")}
         for space in SPACES:
             for figure in (f"{space}_norm", f"{space}_share"):
                 assert found["random"][figure].item() == pytest.approx(found["gradient"][figure].item(), rel=1e-5)
@@ -213,7 +209,13 @@ class TestControls:
             assert figures["patch_norm"].item() == pytest.approx(start["patch"].flatten(1).norm(dim=1).mean().item())
 
     def test_k_steps_are_k_forward_passes(self):
-        for algorithm, steps, expected in (("pgd", 1, 2), ("pgd", 3, 4), ("freelb", 1, 1), ("freelb", 3, 3), ("vat", 2, 3)):
+        for algorithm, steps, expected in (
+            ("pgd", 1, 2),
+            ("pgd", 3, 4),
+            ("freelb", 1, 1),
+            ("freelb", 3, 3),
+            ("vat", 2, 3),
+        ):
             calls, found = [], state()
             found.perturb = lambda *args, perturb=found.perturb, calls=calls: calls.append(1) or perturb(*args)
             AdversarialLoss(algorithm=algorithm, steps=steps)(found)
@@ -272,9 +274,9 @@ class TestVirtual:
             change = divergence(attack.clean[0].logits, attack.answers()[0].logits)
             found[way] = change[attack.clean[0].counted].mean().item()
             for name, delta in attack.delta.items():
-                share = rows(delta) / rows(getattr(attack.state.inputs, name) * (
-                    BATCH.token_mask[..., None] if name == "text" else 1
-                ))
+                share = rows(delta) / rows(
+                    getattr(attack.state.inputs, name) * (BATCH.token_mask[..., None] if name == "text" else 1)
+                )
                 torch.testing.assert_close(share, torch.full_like(share, 0.1))
         assert found["gradient"] > 3 * found["random"]
 

@@ -248,7 +248,9 @@ class TestLoss:
     def attack(self, **settings) -> Attack:
         state = toy()
         found = Attack(state, self.ask, ["patch"], Ball("l2", 9.0, 9.0, False), **settings)
-        found.delta["patch"] = torch.tensor([[[0.0, 1.0]], [[0.0, 0.0]]])  # row 0 is less sure: logits (2, 1) and (4, 2)
+        found.delta["patch"] = torch.tensor(
+            [[[0.0, 1.0]], [[0.0, 0.0]]]
+        )  # row 0 is less sure: logits (2, 1) and (4, 2)
         return found
 
     def test_against_the_labels(self):

@@ -131,7 +131,9 @@ class TestMutualLearning:
     def test_one_way(self, learner):
         """Only the side that learns follows: its logits move as by the divergence from the other's, held fixed."""
         image, text = unit(3, 4).requires_grad_(), unit(3, 4, seed=1).requires_grad_()
-        term = MutualLearningLoss(temperature=2.0, **{learner: True, ({"images_learn", "texts_learn"} - {learner}).pop(): False})
+        term = MutualLearningLoss(
+            temperature=2.0, **{learner: True, ({"images_learn", "texts_learn"} - {learner}).pop(): False}
+        )
         term(hand_state(image, text, 5.0)).loss.backward()
         a, b = (x.detach().requires_grad_() for x in (image, text))
         by_image, by_text = 5 * a @ b.t() / 2, 5 * b @ a.t() / 2

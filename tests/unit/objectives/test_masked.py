@@ -190,7 +190,11 @@ class TestWithTheModel:
         losses = {}
         for name, image, numbers in (
             ("hidden", batch.image, self.hidden),
-            ("kept", batch.image, lambda n, stream=0: torch.cat([self.hidden(n)[: n // 3], torch.ones(n - n // 3) - 1e-3])),
+            (
+                "kept",
+                batch.image,
+                lambda n, stream=0: torch.cat([self.hidden(n)[: n // 3], torch.ones(n - n // 3) - 1e-3]),
+            ),
             ("other pictures", batch.image.flip(0), self.hidden),
         ):
             losses[name] = term(pair_state(model, batch._replace(image=image), numbers)).loss.item()

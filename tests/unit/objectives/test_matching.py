@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from crossvit.objectives.matching import draw_hard_negatives, matching_loss
+from crossvit.objectives.matching import MatchingLoss, draw_hard_negatives, draw_negatives, matching_loss
+from crossvit.tasks.cross_modal import pair_state
+from tests.small import cross_vit, pairs, uniform
 
 
 def test_loss_by_hand_leaves_out_what_is_not_counted():
@@ -43,3 +45,14 @@ def test_a_row_without_any_negative_is_skipped():
     index, drawn = draw_hard_negatives(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool), torch.tensor([0.5]))
     assert not drawn.item()
     assert index.item() == 0
+
+
+def test_negatives_drawn_at_random_do_not_look_at_the_likeness():
+    state = pair_state(cross_vit(), pairs(range(8)), uniform())
+    allowed = ~torch.eye(8, dtype=torch.bool)
+    cosine = state.logit_scale.exp() * state.image_embedding @ state.text_embedding.t()
+    for random, logits in ((True, torch.zeros(8, 8)), (False, cosine)):
+        expected, _ = draw_hard_negatives(logits, allowed, state.uniform(16)[:8])
+        assert torch.equal(draw_negatives(state, random).text, expected)
+    hard, random = (MatchingLoss(hard_negatives=way)(state).loss for way in (True, "random"))
+    assert hard != random

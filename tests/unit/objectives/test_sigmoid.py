@@ -85,9 +85,10 @@ class TestGeneratedNegatives:
         assert SigmoidLoss().reads_negatives
 
     def test_a_data_set_without_any(self):
-        assert SigmoidLoss()(hand_state(EYE, EYE)).loss == SigmoidLoss(generated_negatives=False)(
-            hand_state(EYE, EYE)
-        ).loss
+        assert (
+            SigmoidLoss()(hand_state(EYE, EYE)).loss
+            == SigmoidLoss(generated_negatives=False)(hand_state(EYE, EYE)).loss
+        )
 
 
 def test_scale_and_bias_learn():

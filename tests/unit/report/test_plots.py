@@ -19,8 +19,8 @@ from crossvit.report.table import Table
 def drawn(monkeypatch):
     """The figures that were saved, to look into."""
     figures = []
-    save = plots.save
-    monkeypatch.setattr(plots, "save", lambda figure, path: (figures.append(figure), save(figure, path))[1])
+    save = plots.save_png
+    monkeypatch.setattr(plots, "save_png", lambda figure, path: (figures.append(figure), save(figure, path))[1])
     return figures
 
 

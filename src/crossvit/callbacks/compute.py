@@ -1,0 +1,127 @@
+"""What a training step costs, counted and not estimated: FLOPs, and pair-passes as a unit that every objective can be compared in."""
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from crossvit.data.batches import PairBatch
+from crossvit.report.atomic import write_atomically
+
+log = logging.getLogger(__name__)
+
+COMPUTE = "compute.json"
+
+
+class ComputeCount(L.Callback):
+    """Counts the FLOPs of the first `batches` training batches, everything an objective adds included: negatives, inner steps, a teacher.
+
+    One pair-pass = forward and backward of one matched pair through both towers, the fusion and the matching head. It is counted on a
+    copy of the network, on the same batches. Nothing that training reads is touched: parameters, gradients, BatchNorm statistics and
+    random numbers stay as they are.
+
+    Leaves `<trainer.default_root_dir>/compute.json`: flops_per_step and pair_passes_per_step of one optimizer step over all devices, and
+    flops_per_pair (both of the latter None where a batch holds no pairs). The optimizer's own arithmetic is not counted.
+    """
+
+    def __init__(self, batches: int = 3) -> None:
+        self.batches = batches
+        self._counter: FlopCounterMode | None = None
+        self._steps: list[int] = []
+        self._units: list[float] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._steps, self._units = [], []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if len(self._steps) >= self.batches:
+            return
+        if isinstance(batch, PairBatch):
+            with trainer.precision_plugin.forward_context():
+                self._units.append(pair_flops(pl_module.network, batch))
+        self._counter = flop_counter()
+        self._counter.__enter__()
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        counter = self._close()
+        if counter is not None:
+            self._steps.append(counter.get_total_flops())
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._close()  # a step that ended without a backward pass
+        if len(self._steps) == self.batches:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if 0 < len(self._steps) < self.batches:
+            self._write(trainer)
+
+    def on_exception(self, *args: Any) -> None:
+        self._close()
+
+    def _close(self) -> FlopCounterMode | None:
+        counter, self._counter = self._counter, None
+        if counter is not None:
+            counter.__exit__(None, None, None)
+        return counter
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        batches = trainer.accumulate_grad_batches * trainer.world_size  # of one optimizer step
+        flops = batches * sum(self._steps) / len(self._steps)
+        unit = sum(self._units) / len(self._units) if self._units else None
+        passes = flops / unit if unit else None
+        found = {"flops_per_step": flops, "pair_passes_per_step": passes, "flops_per_pair": unit}
+        path = Path(trainer.default_root_dir) / COMPUTE
+        fresh = not path.is_file()
+        write_atomically(path, json.dumps(found).encode())
+        if fresh:
+            log.info("a step: %.3g FLOPs%s", flops, f", {passes:.1f} pair-passes" if passes else "")
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts matrix products, convolutions and attention, forward and backward, 2 FLOPs a multiply-add."""
+    aten = torch.ops.aten  # whose attention on the CPU torch's own table leaves out
+    forward, backward = (
+        aten._scaled_dot_product_flash_attention_for_cpu,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    )
+    return FlopCounterMode(display=False, custom_mapping={forward: _attention, backward: _attention_backward})
+
+
+def _attention(query: tuple, key: tuple, value: tuple, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(grad: tuple, query: tuple, key: tuple, value: tuple, *args: Any, **kwargs: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+def pair_flops(network: nn.Module, batch: PairBatch) -> float:
+    """FLOPs of a forward and a backward pass of one pair of `batch` through a copy of a `CrossViT`: towers, fusion, matching head.
+
+    What is frozen in the towers stays so; fusion and matching head are counted as trained, whatever the objective makes of them.
+    """
+    image = batch.image[:, 0] if batch.image.dim() == 5 else batch.image
+    devices = [image.device] if image.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.enable_grad(), flop_counter() as counter:
+        _pair_pass(copy.deepcopy(network), image, batch.tokens, batch.token_mask)
+    return counter.get_total_flops() / len(image)
+
+
+def _pair_pass(network: nn.Module, image: Tensor, tokens: Tensor, mask: Tensor) -> None:
+    for part in (network.fusion, network.itm):
+        part.requires_grad_(True)
+    visual, text = network.visual_features(image), network.text_features(tokens, mask)
+    matching = network.match_logits(network.fuse(visual, text)).sum()
+    cosine = (network.embed_visual(visual) * network.embed_text(text)).sum()
+    (matching + cosine).float().backward()

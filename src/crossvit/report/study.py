@@ -1,0 +1,184 @@
+"""The cells of a study, read back: one json file an arm and a seed, and what the arms are compared by."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from crossvit.errors import UserError
+from crossvit.metrics import Difference, holm, paired_difference
+
+Cells = Mapping[tuple[str, int], dict[str, Any]]  # (arm, seed) -> content of a cell's file
+
+
+class Context(NamedTuple):
+    """What one figure of the table has in common over all arms: number of candidates and chance."""
+
+    candidates: int | None
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study consists of; the keys of conf/study."""
+
+    name: str
+    base: str
+    arms: Sequence[str]
+    seeds: Sequence[int]
+    longer: Sequence[str]
+    metrics: Mapping[str, Sequence[str]]
+    escaped: float
+    goal: float
+    families: Mapping[str, Sequence[str] | None]
+    claims: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def primary(self) -> str:
+        """The metric that the arms are ranked by: the first."""
+        return next(iter(self.metrics))
+
+    def check(self) -> None:
+        """Raises UserError, naming the key, where a name stands for nothing or a seed or an arm stands twice."""
+        for key in ("arms", "seeds"):
+            values = list(getattr(self, key))
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"study.{key}={values}: name at least one, and each once")
+        if not self.metrics:
+            raise UserError("study.metrics: name at least one, e.g. vlr: [vlr/Acc@1]")
+        known = {"study.base": [self.base], "study.longer": self.longer}
+        known |= {f"study.families.{name}": arms or () for name, arms in self.families.items()}
+        for key, arms in known.items():
+            unknown = [arm for arm in arms if arm not in self.arms]
+            if unknown:
+                raise UserError(f"{key}: {unknown[0]!r} is not in study.arms")
+        placed = [arm for arms in self.families.values() for arm in arms or ()]
+        twice = [arm for arm in placed if placed.count(arm) > 1]
+        if twice:
+            raise UserError(f"study.families: {twice[0]!r} stands in two; an arm is corrected for once")
+        for name, claim in self.claims.items():
+            for evidence in claim["evidence"]:
+                where = f"study.claims.{name}"
+                if evidence["metric"] not in self.metrics:
+                    raise UserError(f"{where}: metric {evidence['metric']!r} is not in study.metrics")
+                if evidence["expected"] not in ("higher", "lower"):
+                    raise UserError(f"{where}: expected {evidence['expected']!r}: write higher or lower")
+
+
+class Grid:
+    """The cells that are there, and what follows from them. Figures are None, or absent, where a cell is."""
+
+    def __init__(self, plan: Plan, cells: Cells) -> None:
+        self.plan = plan
+        self.cells = {key: cell for key, cell in cells.items() if key[0] in plan.arms and key[1] in plan.seeds}
+
+    @classmethod
+    def read(cls, plan: Plan, directory: Path) -> "Grid":
+        """The cells of `plan` below `directory`. Raises UserError where a file is no cell of this arm and seed."""
+        found = {}
+        for arm in plan.arms:
+            for seed in plan.seeds:
+                path = cell_file(directory, arm, seed)
+                if path.is_file():
+                    found[arm, seed] = _read(path, arm, seed)
+        return cls(plan, found)
+
+    @property
+    def complete(self) -> bool:
+        """Every arm has every seed."""
+        return len(self.cells) == len(self.plan.arms) * len(self.plan.seeds)
+
+    def of(self, arm: str) -> dict[int, dict[str, Any]]:
+        """Seed -> cell."""
+        return {seed: self.cells[arm, seed] for seed in self.plan.seeds if (arm, seed) in self.cells}
+
+    def values(self, arm: str, metric: str) -> dict[int, float]:
+        """Seed -> a metric of the plan, the mean of its figures; seeds that lack one of them are left out."""
+        found = {}
+        for seed, cell in self.of(arm).items():
+            figures = [figure(cell, selector) for selector in self.plan.metrics[metric]]
+            if all(one is not None and one["value"] is not None for one in figures):
+                found[seed] = fmean(one["value"] for one in figures)
+        return found
+
+    def context(self, metric: str) -> Context:
+        """Candidates and mean chance of a metric, from the first cell that has it."""
+        for cell in self.cells.values():
+            figures = [figure(cell, selector) for selector in self.plan.metrics[metric]]
+            if all(one is not None for one in figures):
+                known = [one["chance"] for one in figures]
+                return Context(figures[0]["candidates"], None if None in known else fmean(known))
+        return Context(None, None)
+
+    def difference(self, arm: str, than: str | float, metric: str) -> Difference | None:
+        """arm - than over the seeds that both have; `than` is an arm or a number. None without such a seed."""
+        first = self.values(arm, metric) if arm in self.plan.arms else {}
+        second = dict.fromkeys(first, than) if isinstance(than, int | float) else {}
+        if than in self.plan.arms:
+            second = self.values(than, metric)
+        seeds = [seed for seed in first if seed in second]
+        return paired_difference([first[s] for s in seeds], [second[s] for s in seeds]) if seeds else None
+
+    def corrected(self, metric: str) -> dict[str, float]:
+        """Arm -> p value against the base, corrected within its family (Holm). An arm without a family stands alone."""
+        found: dict[str, float] = {}
+        placed = {arm for arms in self.plan.families.values() for arm in arms or ()}
+        alone = [[arm] for arm in self.plan.arms if arm not in placed and arm != self.plan.base]
+        for arms in (*self.plan.families.values(), *alone):
+            measured = {arm: self.difference(arm, self.plan.base, metric) for arm in arms or ()}
+            measured = {arm: difference.p for arm, difference in measured.items() if difference is not None}
+            found |= dict(zip(measured, holm(list(measured.values())), strict=True))
+        return found
+
+    def passes(self, arm: str, key: str = "flops") -> float | None:
+        """What an arm's last stage has cost, the mean over its seeds, in pair-passes of the base; None where it was not counted.
+
+        One unit for all arms, for a pair-pass of a smaller model is less. key: "chain_flops" for the whole chain.
+        """
+        counted = [cell[key] for cell in self.of(arm).values()]
+        units = [cell["flops_per_pair"] for cell in self.of(self.plan.base).values()]
+        known = counted and units and None not in (*counted, *units)
+        return fmean(counted) / fmean(units) if known else None
+
+    def chain_passes(self, arm: str) -> float | None:
+        """The same of the whole chain."""
+        return self.passes(arm, "chain_flops")
+
+    def matched(self, arm: str) -> str | None:
+        """The shortest of the longer bases whose chain has cost as much as the arm's or more; None where none has, or none is there."""
+        spent = self.chain_passes(arm)
+        costs = {other: self.chain_passes(other) for other in self.plan.longer if other != arm}
+        enough = {other: cost for other, cost in costs.items() if spent and cost and cost >= spent * (1 - TOLERANCE)}
+        return min(enough, key=enough.__getitem__, default=None)
+
+
+TOLERANCE = 0.05
+"""Captions differ in length from batch to batch, and so does what is counted; and epochs are whole."""
+
+
+def cell_file(directory: Path, arm: str, seed: int) -> Path:
+    """Where a cell is kept."""
+    return directory / f"{arm}-seed{seed}.json"
+
+
+def figure(cell: Mapping[str, Any], selector: str) -> dict[str, Any] | None:
+    """The entry of a cell's table that `task/metric` or `task/direction/metric` names."""
+    task, *direction, metric = selector.split("/")
+    wanted = (task, direction[0] if direction else None, metric)
+    return next((row for row in cell["table"] if (row["task"], row["direction"], row["metric"]) == wanted), None)
+
+
+def _read(path: Path, arm: str, seed: int) -> dict[str, Any]:
+    try:
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        intact = (cell["arm"], cell["seed"]) == (arm, seed) and all(key in cell for key in KEYS)
+    except (ValueError, LookupError, TypeError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path} is not the cell of arm {arm} and seed {seed}: take it away and run the study again")
+    return cell
+
+
+KEYS = ("settings", "git_commit", "steps", "seconds", "flops", "chain_flops", "flops_per_pair", "validation", "table")

@@ -1,0 +1,68 @@
+"""A study in two pictures: every seed of every arm, and the differences from the base with their intervals."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crossvit.metrics import spread
+from crossvit.report.plots import COLOURS, canvas, save_png
+from crossvit.report.study import Grid
+from crossvit.report.table import heading
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LINE = 0.28  # height of an arm in inches
+
+
+def plot_levels(grid: Grid, path: str | os.PathLike) -> Path:
+    """One panel a metric: a dot for each seed, the mean with its 95 % t interval, dotted chance."""
+    panels = _panels(grid, "percent; dots: seeds; whisker: mean and 95 % t interval; dotted: chance")
+    for panel, metric in zip(panels.axes, grid.plan.metrics, strict=True):
+        chance = grid.context(metric).chance
+        if chance is not None:
+            panel.axvline(100 * chance, color="black", linestyle=":", linewidth=1.2)
+        for place, arm in enumerate(grid.plan.arms):
+            values = list(grid.values(arm, metric).values())
+            if not values:
+                continue
+            colour = COLOURS[1] if arm == grid.plan.base else COLOURS[0]
+            panel.plot(
+                [100 * value for value in values], [place] * len(values), "o", color=colour, alpha=0.45, markersize=4
+            )
+            found = spread(values)
+            _whisker(panel, place, found.mean, found.low, found.high)
+    return save_png(panels, path)
+
+
+def plot_differences(grid: Grid, path: str | os.PathLike) -> Path:
+    """One panel a metric: arm - base with the 95 % t interval."""
+    panels = _panels(grid, "points from the base, seed by seed; whisker: 95 % t interval")
+    for panel, metric in zip(panels.axes, grid.plan.metrics, strict=True):
+        panel.axvline(0, color="black", linewidth=0.8)
+        for place, arm in enumerate(grid.plan.arms):
+            difference = None if arm == grid.plan.base else grid.difference(arm, grid.plan.base, metric)
+            if difference is not None:
+                _whisker(panel, place, difference.mean, difference.low, difference.high)
+    return save_png(panels, path)
+
+
+def _panels(grid: Grid, note: str):
+    metrics, arms = list(grid.plan.metrics), list(grid.plan.arms)
+    figure = canvas(1.8 + 2.8 * len(metrics), 1.1 + LINE * len(arms))
+    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for panel, metric in zip(axes, metrics, strict=True):
+        panel.set_title(heading(metric), fontsize=9, loc="left")
+        panel.set_yticks(range(len(arms)), arms, fontsize=8)
+        panel.set_ylim(len(arms) - 0.5, -0.5)
+        panel.tick_params(labelsize=8)
+        panel.grid(axis="x", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(note, fontsize=8)
+    return figure
+
+
+def _whisker(panel: "Axes", place: int, mean: float, low: float | None, high: float | None) -> None:
+    if low is not None:
+        panel.plot([100 * low, 100 * high], [place, place], color="black", linewidth=1.2)
+    panel.plot([100 * mean], [place], "|", color="black", markersize=11, markeredgewidth=1.8)

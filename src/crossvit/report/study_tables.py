@@ -1,0 +1,199 @@
+"""The report of a study in markdown: what the arms reach at equal steps and at equal compute, and what becomes of the claims."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from crossvit.metrics import Difference, first_step_at, median_step, share_at_least, spread
+from crossvit.report.atomic import write_atomically
+from crossvit.report.cells import NOT_MEASURED, percent
+from crossvit.report.study import TOLERANCE, Grid
+from crossvit.report.study_plots import plot_differences, plot_levels
+from crossvit.report.table import heading
+
+LEGEND = """\
+In percent; mean ± standard deviation over seeds (least seed). Differences are taken seed by seed, in points, with the 95 % t interval of
+their mean. p: exact sign-flip test, which n seeds cannot bring below 2/2^n; Holm: corrected within the arm's family. A verdict goes by the
+interval: "supported" or "refuted" where it lies on one side of 0, else "undecided".
+"""
+
+
+def write_report(grid: Grid, directory: Path) -> Path:
+    """Writes report.md, levels.png and differences.png into the study's directory and returns the first."""
+    text = to_markdown(grid)
+    if grid.cells:
+        plot_levels(grid, directory / "levels.png")
+        plot_differences(grid, directory / "differences.png")
+        text += "\n![Levels](levels.png)\n\n![Differences](differences.png)\n"
+    path = directory / "report.md"
+    write_atomically(path, text.encode())
+    return path
+
+
+def to_markdown(grid: Grid) -> str:
+    """The whole report but for the pictures."""
+    plan = grid.plan
+    parts = [f"# Study: {plan.name}\n", _standing(grid)]
+    for metric in plan.metrics:
+        parts.append(f"\n## {heading(metric)}, equal steps\n\n{_context(grid, metric)}\n\n{equal_steps(grid, metric)}")
+    parts.append(f"\n## Equal compute\n\n{_compute_note(grid)}\n\n{equal_compute(grid)}")
+    parts.append(f"\n## Claims\n\n{claims(grid)}\n{LEGEND}")
+    return "".join(parts)
+
+
+def equal_steps(grid: Grid, metric: str) -> str:
+    """One line an arm: level, difference from the base, escape from the plateau, speed, cost."""
+    plan, adjusted = grid.plan, grid.corrected(metric)
+    header = ["arm", "seeds", "level", "minus base", "p", "Holm", f"seeds >= {percent(plan.escaped, 0)}"]
+    header += [f"steps to {percent(plan.goal, 0)} in validation", "pair-passes"]
+    lines = []
+    for arm in plan.arms:
+        values = list(grid.values(arm, metric).values())
+        difference = None if arm == plan.base else grid.difference(arm, plan.base, metric)
+        lines.append(
+            [
+                arm,
+                f"{len(values)} of {len(plan.seeds)}",
+                level(values),
+                "" if arm == plan.base else effect(difference),
+                p_value(difference.p if difference else None),
+                p_value(adjusted.get(arm)),
+                percent(share_at_least(values, plan.escaped), 0) if values else "",
+                speed(grid, arm),
+                count(grid.passes(arm)),
+            ]
+        )
+    return table(header, lines)
+
+
+def equal_compute(grid: Grid) -> str:
+    """One line an arm: the base that was given as much, and the difference from it in the primary metric."""
+    plan = grid.plan
+    lines = []
+    for arm in plan.arms:
+        if arm in plan.longer:
+            continue
+        other = grid.matched(arm)
+        difference = grid.difference(arm, other, plan.primary) if other else None
+        if difference is None:
+            lines.append([arm, count(grid.chain_passes(arm)), NOT_MEASURED, "", "", ""])
+        else:
+            found = [count(grid.chain_passes(arm)), other, count(grid.chain_passes(other))]
+            lines.append([arm, *found, effect(difference), p_value(difference.p)])
+    header = ["arm", "pair-passes of the chain", "base", "pair-passes of that base"]
+    return table([*header, f"minus that base, {heading(plan.primary)}", "p"], lines)
+
+
+def claims(grid: Grid) -> str:
+    """One line a claim and comparison."""
+    lines = []
+    for name, claim in grid.plan.claims.items():
+        for evidence in claim["evidence"] or [None]:
+            if evidence is None:
+                lines.append([name, claim["says"], "", "", NOT_MEASURED])
+                continue
+            arm, than, metric = evidence["arm"], evidence["than"], evidence["metric"]
+            other = than if isinstance(than, str) else percent(than)
+            question = f"{arm} {evidence['expected']} than {other} in {heading(metric)}"
+            difference = grid.difference(arm, than, metric)
+            found = "" if difference is None else f"{effect(difference)} (seeds: {difference.count})"
+            lines.append([name, claim["says"], question, found, verdict(difference, evidence["expected"])])
+    return table(["claim", "says", "tested as", "difference", "verdict"], lines)
+
+
+def verdict(difference: Difference | None, expected: str) -> str:
+    """By the interval of the difference, in words."""
+    if difference is None:
+        return NOT_MEASURED
+    if difference.low is None:
+        return "undecided: one seed"
+    if difference.low <= 0 <= difference.high:
+        return "undecided"
+    return "supported" if (difference.low > 0) == (expected == "higher") else "refuted"
+
+
+def level(values: Sequence[float]) -> str:
+    """`94.3 ± 1.2 (92.9)`."""
+    if not values:
+        return NOT_MEASURED
+    found = spread(values)
+    return (
+        percent(found.mean)
+        if found.sd is None
+        else f"{percent(found.mean)} ± {percent(found.sd)} ({percent(found.least)})"
+    )
+
+
+def effect(difference: Difference | None) -> str:
+    """`+1.2 [-0.3, +2.7]`, in points."""
+    if difference is None:
+        return NOT_MEASURED
+    text = f"{100 * difference.mean:+.1f}"
+    return text if difference.low is None else f"{text} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def speed(grid: Grid, arm: str) -> str:
+    """The median step at which validation reached the goal, and how many seeds never did."""
+    runs = list(grid.of(arm).values())
+    reached = [first_step_at(cell["validation"], grid.plan.goal, cell["mode"]) for cell in runs if cell["validation"]]
+    if not reached:
+        return ""
+    never, middle = reached.count(None), median_step(reached)
+    text = f"> {max(cell['steps'] for cell in runs):,}" if middle is None else f"{middle:,.0f}"
+    return f"{text} ({never} of {len(reached)} never)" if never else text
+
+
+def p_value(p: float | None) -> str:
+    """Three digits, or nothing."""
+    return "" if p is None else f"{p:.3f}"
+
+
+def count(number: float | None) -> str:
+    """A whole number with separators, or nothing."""
+    return "" if number is None else f"{number:,.0f}"
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A GitHub pipe table."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "".join(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in row)} |\n" for row in rows)
+
+
+def _standing(grid: Grid) -> str:
+    plan = grid.plan
+    there, all_of_them = len(grid.cells), len(plan.arms) * len(plan.seeds)
+    lines = [f"\n{there} of {all_of_them} cells: {len(plan.arms)} arms x {len(plan.seeds)} seeds."]
+    if not grid.complete:
+        lacking = [f"{arm} {len(grid.of(arm))} of {len(plan.seeds)}" for arm in plan.arms]
+        lacking = [text for text, arm in zip(lacking, plan.arms, strict=True) if len(grid.of(arm)) < len(plan.seeds)]
+        lines.append(
+            f"**The grid is not complete:** {', '.join(lacking)}. What stands below is over the seeds that are there."
+        )
+    for arm in plan.arms:
+        settings: dict[str, list[int]] = {}
+        for seed, cell in grid.of(arm).items():
+            settings.setdefault(cell["settings"], []).append(seed)
+        if len(settings) > 1:
+            groups = " | ".join(f"seeds {', '.join(map(str, seeds))}" for seeds in settings.values())
+            lines.append(f"**The seeds of {arm} were run with different settings:** {groups}.")
+    commits = {cell["git_commit"] or "not known" for cell in grid.cells.values()}
+    if commits:
+        short = sorted(commit[:9] + "+" * commit.endswith("+") for commit in commits)
+        lines.append(f"Code: {', '.join(short)} (+: with changes that were not committed).")
+    return "\n".join(lines) + "\n"
+
+
+def _context(grid: Grid, metric: str) -> str:
+    candidates, chance = grid.context(metric)
+    parts = [f"The mean of {', '.join(f'`{selector}`' for selector in grid.plan.metrics[metric])}"]
+    parts += [] if candidates is None else [f"N={candidates}"]
+    parts += [] if chance is None else [f"chance {percent(chance)}"]
+    return "; ".join(parts) + "."
+
+
+def _compute_note(grid: Grid) -> str:
+    return (
+        f"Each arm against the shortest of {', '.join(grid.plan.longer)} whose chain took as many FLOPs or more (within "
+        f"{percent(TOLERANCE, 0)} %). They were counted in training, forward and backward, with all that an objective adds, and are given "
+        "in pair-passes: one pair once forward and backward through the base's towers, fusion and matching head. A longer base has its "
+        "learning-rate schedule stretched, not cut."
+    )

@@ -1,0 +1,220 @@
+"""The report of a study from cells made by hand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from crossvit.errors import UserError
+from crossvit.report.study import Grid, Plan, cell_file, figure
+from crossvit.report.study_tables import claims, equal_compute, equal_steps, speed, to_markdown, verdict, write_report
+
+PLAN = Plan(
+    name="made up",
+    base="base",
+    arms=["base", "late", "twice", "dear"],
+    seeds=[0, 1, 2],
+    longer=["base", "twice"],
+    metrics={"vlr": ["vlr/Acc@1"], "both": ["vlr/Acc@1", "vqcmi/text->image/Acc@1"]},
+    escaped=0.9,
+    goal=0.8,
+    families={"fusion": ["late", "dear"], "compute": ["twice"]},
+    claims={
+        "R1": {
+            "says": "late is worse",
+            "evidence": [{"arm": "late", "expected": "lower", "than": "base", "metric": "vlr"}],
+        },
+        "R2": {
+            "says": "above chance",
+            "evidence": [{"arm": "base", "expected": "higher", "than": 0.5, "metric": "vlr"}],
+        },
+        "R3": {"says": "something else", "evidence": []},
+    },
+)
+VALUES = {
+    "base": {0: 0.90, 1: 0.80, 2: 0.94},
+    "late": {0: 0.70, 1: 0.62, 2: 0.72},
+    "twice": {0: 0.95, 1: 0.93, 2: 0.96},
+}
+FLOPS = {"base": 1000.0, "late": 600.0, "twice": 2000.0, "dear": 1900.0}
+
+
+def row(task, direction, metric, value, candidates=2, chance=0.5):
+    return {
+        "task": task, "direction": direction, "metric": metric, "value": value, "candidates": candidates, "chance": chance
+    }  # fmt: skip
+
+
+def cell(arm: str, seed: int, value: float, **changed) -> dict:
+    return {
+        "arm": arm,
+        "seed": seed,
+        "settings": arm,
+        "git_commit": "0123456789abcdef+",
+        "steps": 100,
+        "seconds": 1.0,
+        "flops": FLOPS[arm],
+        "chain_flops": FLOPS[arm] + 500,
+        "flops_per_pair": 10.0,
+        "validation": [[50, value - 0.1], [100, value]],
+        "mode": "max",
+        "table": [
+            row("vlr", None, "Acc@1", value),
+            row("vqcmi", "image->text", "Acc@1", 0.0),
+            row("vqcmi", "text->image", "Acc@1", value / 2, 100, 0.01),
+        ],
+    } | changed
+
+
+def grid(values=VALUES, plan=PLAN) -> Grid:
+    return Grid(plan, {(arm, seed): cell(arm, seed, v) for arm, seeds in values.items() for seed, v in seeds.items()})
+
+
+def test_figure_by_task_direction_and_metric():
+    one = cell("base", 0, 0.6)
+    assert figure(one, "vlr/Acc@1")["value"] == 0.6
+    assert figure(one, "vqcmi/text->image/Acc@1")["value"] == 0.3
+    assert figure(one, "vqcmi/Acc@1") is None
+
+
+def test_values_are_the_mean_of_the_figures_of_a_metric():
+    assert grid().values("base", "both") == {0: pytest.approx(0.675), 1: pytest.approx(0.6), 2: pytest.approx(0.705)}
+    assert grid().context("both") == (2, pytest.approx(0.255))
+    without = {("base", 0): cell("base", 0, 0.9), ("base", 1): cell("base", 1, 0.9, table=[])}
+    assert Grid(PLAN, without).values("base", "vlr") == {0: 0.9}
+
+
+def test_differences_are_taken_over_the_seeds_that_both_have():
+    values = VALUES | {"late": {0: 0.70, 2: 0.72}}
+    found = grid(values).difference("late", "base", "vlr")
+    assert (found.count, found.mean) == (2, pytest.approx(-0.21))
+    assert grid(values).difference("dear", "base", "vlr") is None
+    assert grid().difference("base", 0.5, "vlr").mean == pytest.approx(0.38)
+
+
+def test_p_values_are_corrected_within_the_family():
+    values = VALUES | {"dear": {0: 0.8, 1: 0.7, 2: 0.84}}
+    found = grid(values).corrected("vlr")
+    assert found == {"late": 0.5, "dear": 0.5, "twice": 0.25}  # 2/8 each, times 2 in the family of two
+    assert "base" not in found
+
+
+def test_equal_steps():
+    text = equal_steps(grid(), "vlr")
+    base, late, twice, dear = text.splitlines()[2:]
+    assert base.startswith("| base | 3 of 3 | 88.0 ± 7.2 (80.0) |")
+    assert "| late | 3 of 3 | 68.0 ± 5.3 (62.0) | -20.0 [-25.0, -15.0] | 0.250 | 0.250 | 0 |" in late
+    assert late.endswith("| > 100 (3 of 3 never) | 60 |")
+    assert twice.endswith("| 100 | 50 | 200 |")
+    assert "0 of 3 | not measured yet" in dear
+
+
+def test_equal_compute_takes_the_shortest_base_that_spent_as_much():
+    values = VALUES | {"dear": {0: 0.96, 1: 0.94, 2: 0.97}}
+    assert grid(values).matched("late") == "base"
+    assert grid(values).matched("dear") == "twice"
+    text = equal_compute(grid(values))
+    assert "| late | 110 | base | 150 | -20.0 [-25.0, -15.0] | 0.250 |" in text
+    assert "| dear | 240 | twice | 250 | +1.0 [+1.0, +1.0] | 0.250 |" in text
+    assert "| dear |  | not measured yet |  |  |  |" in equal_compute(grid())
+
+
+def test_an_arm_dearer_than_every_base_has_no_equal():
+    assert grid({"base": VALUES["base"], "dear": {0: 0.9}}).matched("dear") is None
+
+
+def test_claims():
+    found = claims(grid())
+    assert (
+        "| R1 | late is worse | late lower than base in VLR true/false | -20.0 [-25.0, -15.0] (seeds: 3) | supported |"
+        in found
+    )
+    assert (
+        "| R2 | above chance | base higher than 50.0 in VLR true/false | +38.0 [+20.1, +55.9] (seeds: 3) | supported |"
+        in found
+    )
+    assert "| R3 | something else |  |  | not measured yet |" in found
+    assert claims(Grid(PLAN, {})).count("not measured yet") == 3
+
+
+def test_verdict():
+    difference = grid().difference("late", "base", "vlr")
+    assert [verdict(difference, word) for word in ("lower", "higher")] == ["supported", "refuted"]
+    assert verdict(difference._replace(low=-0.1, high=0.1), "lower") == "undecided"
+    assert verdict(difference._replace(low=None, high=None), "lower") == "undecided: one seed"
+    assert verdict(None, "lower") == "not measured yet"
+
+
+def test_speed_is_the_median_seed_and_says_who_never_got_there():
+    curves = {0: [[10, 0.9]], 1: [[10, 0.1], [30, 0.8]], 2: [[10, 0.2]]}
+    cells = {("base", s): cell("base", s, 0.5, validation=curve) for s, curve in curves.items()}
+    assert speed(Grid(PLAN, cells), "base") == "30 (1 of 3 never)"
+
+
+def test_an_incomplete_grid_says_so():
+    text = to_markdown(grid())
+    assert "9 of 12 cells: 4 arms x 3 seeds." in text
+    assert "**The grid is not complete:** dear 0 of 3." in text
+    full = grid(VALUES | {"dear": VALUES["base"]})
+    assert full.complete and "not complete" not in to_markdown(full)
+
+
+def test_seeds_of_different_settings_are_pointed_out():
+    cells = {("base", seed): cell("base", seed, 0.9, settings=f"s{seed // 2}") for seed in range(3)}
+    assert "**The seeds of base were run with different settings:** seeds 0, 1 | seeds 2." in to_markdown(
+        Grid(PLAN, cells)
+    )
+
+
+def test_costs_that_were_not_counted_are_left_empty():
+    cells = {("base", 0): cell("base", 0, 0.9, flops=None, chain_flops=None, flops_per_pair=None)}
+    found = Grid(PLAN, cells)
+    assert (found.passes("base"), found.matched("late")) == (None, None)
+    assert equal_steps(found, "vlr").splitlines()[2].endswith("|  |")
+
+
+def test_files(tmp_path):
+    for arm, seeds in VALUES.items():
+        for seed, value in seeds.items():
+            cell_file(tmp_path, arm, seed).write_text(json.dumps(cell(arm, seed, value)))
+    cell_file(tmp_path, "base", 7).write_text("of a seed that the plan does not have")
+    found = Grid.read(PLAN, tmp_path)
+    assert found.cells == grid().cells
+    path = write_report(found, tmp_path)
+    text = path.read_text()
+    for picture in ("levels.png", "differences.png"):
+        assert f"]({picture})" in text
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps(cell("late", 0, 0.5)), '{"arm": "base", "seed": 0}'])
+def test_a_file_that_is_no_such_cell(tmp_path, content):
+    cell_file(tmp_path, "base", 0).write_text(content)
+    with pytest.raises(UserError, match=r"base-seed0.json is not the cell of arm base and seed 0"):
+        Grid.read(PLAN, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seeds": []}, "study.seeds"),
+        ({"seeds": [1, 1]}, "study.seeds"),
+        ({"base": "bsae"}, "study.base: 'bsae'"),
+        ({"longer": ["thrice"]}, "study.longer: 'thrice'"),
+        ({"families": {"fusion": ["mergde"]}}, "study.families.fusion: 'mergde'"),
+        ({"families": {"a": ["late"], "b": ["late"]}}, "'late' stands in two"),
+        ({"metrics": {}}, "study.metrics"),
+        (
+            {"claims": {"R1": {"says": "", "evidence": [PLAN.claims["R2"]["evidence"][0] | {"metric": "vrl"}]}}},
+            "metric 'vrl'",
+        ),
+        (
+            {"claims": {"R1": {"says": "", "evidence": [PLAN.claims["R2"]["evidence"][0] | {"expected": "better"}]}}},
+            "'better'",
+        ),
+    ],
+)
+def test_a_plan_that_makes_no_sense(changed, message):
+    PLAN.check()
+    with pytest.raises(UserError, match=message):
+        replace(PLAN, **changed).check()

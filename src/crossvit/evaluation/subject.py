@@ -73,12 +73,15 @@ class Subject:
 
 
 class Corpus(NamedTuple):
-    """Both sides of a retrieval corpus after the towers: rows in dataset order, on the device."""
+    """Both sides of a retrieval corpus after the towers: rows in dataset order, on the device.
 
-    visual: Tensor  # (I, N, d)
+    The tokens of every picture and text are many times larger than their embeddings, and None where no fused score asks for them.
+    """
+
+    visual: Tensor | None  # (I, N, d)
     image: Tensor  # (I, E), L2-normalised
     image_id: Tensor  # (I,)
-    text: TextFeatures  # tokens (T, M, d_t), pooled (T, d_t), mask (T, M)
+    text: TextFeatures | None  # tokens (T, M, d_t), pooled (T, d_t), mask (T, M)
     caption: Tensor  # (T, E), L2-normalised
     text_image_id: Tensor  # (T,)
     text_id: Tensor  # (T,)
@@ -87,19 +90,27 @@ class Corpus(NamedTuple):
 @torch.inference_mode()
 def encode_corpus(subject: Subject, data, split: str) -> Corpus:
     """Runs each tower once over every image and every caption of a split."""
-    model = subject.model
-    images = [
-        (visual := model.visual_features(b.image), model.embed_visual(visual), b.label)
-        for b in subject.batches(data, data.image_loader(split))
-    ]
-    texts = [
-        (features := model.text_features(b.tokens, b.token_mask), model.embed_text(features), b.image_id, b.text_id)
-        for b in subject.batches(data, data.text_loader(split))
-    ]
-    visual, image, image_id = (torch.cat(column) for column in zip(*images, strict=True))
-    text = join_features([row[0] for row in texts])
-    caption, text_image_id, text_id = (torch.cat([row[i] for row in texts]) for i in (1, 2, 3))
-    return Corpus(visual, image, image_id.cpu(), text, caption, text_image_id.cpu(), text_id.cpu())
+    model, fused = subject.model, subject.scores_fused
+    images, texts, visuals, features = [], [], [], []
+    for batch in subject.batches(data, data.image_loader(split)):
+        visual = model.visual_features(batch.image)
+        images.append((model.embed_visual(visual), batch.label))
+        visuals += [visual] if fused else []
+    for batch in subject.batches(data, data.text_loader(split)):
+        text = model.text_features(batch.tokens, batch.token_mask)
+        texts.append((model.embed_text(text), batch.image_id, batch.text_id))
+        features += [text] if fused else []
+    image, image_id = (torch.cat(column) for column in zip(*images, strict=True))
+    caption, text_image_id, text_id = (torch.cat(column) for column in zip(*texts, strict=True))
+    return Corpus(
+        visual=torch.cat(visuals) if fused else None,
+        image=image,
+        image_id=image_id.cpu(),
+        text=join_features(features) if fused else None,
+        caption=caption,
+        text_image_id=text_image_id.cpu(),
+        text_id=text_id.cpu(),
+    )
 
 
 def join_features(parts: list[TextFeatures]) -> TextFeatures:

@@ -7,7 +7,7 @@ from crossvit.data.batches import ImageBatch, TextBatch
 from crossvit.data.tokenizer import WordTokenizer
 from crossvit.errors import UserError
 from crossvit.evaluation.matching import Matching, most_candidates
-from crossvit.evaluation.subject import Measurement, Subject
+from crossvit.evaluation.subject import Measurement, Subject, encode_corpus
 from tests.small import captions, cross_vit
 
 TOWERS = ("itc_image", "itc_text")
@@ -74,3 +74,14 @@ def test_more_candidates_than_there_are_distractors(data):
 def test_a_cell_without_chance_survives_its_file():
     found = Measurement("vqcmi_fused", None, "ceiling@16", (0.5, 0.4, 0.6, 10), 5, None)
     assert Measurement.from_json(found.to_json()) == found
+
+
+def test_only_the_fused_score_keeps_every_token(data):
+    model = cross_vit().eval()
+    dual, fused = (
+        encode_corpus(Subject(model, frozenset([*TOWERS, *parts]), torch.device("cpu")), data, "val")
+        for parts in ((), ("fusion", "itm"))
+    )
+    assert dual.visual is None and dual.text is None
+    assert fused.visual.shape == (5, 17, 16) and fused.text.tokens.shape == (6, 7, 12)
+    assert torch.equal(dual.image, fused.image) and torch.equal(dual.caption, fused.caption)

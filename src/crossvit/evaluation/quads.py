@@ -28,9 +28,10 @@ class Quads:
         if not (subject.scores_dual or subject.scores_fused):
             return []
         model, device = subject.model, subject.device
-        batches = list(subject.batches(self.data, self.data.image_loader(self.split)))
-        visual = torch.cat([model.visual_features(batch.image) for batch in batches])
-        row = {position: i for i, position in enumerate(torch.cat([batch.label for batch in batches]).tolist())}
+        batches = subject.batches(self.data, self.data.image_loader(self.split))
+        pictures = [(model.visual_features(batch.image), batch.label) for batch in batches]
+        visual, label = (torch.cat(column) for column in zip(*pictures, strict=True))
+        row = {position: i for i, position in enumerate(label.tolist())}
         image = model.embed_visual(visual)
         quads = [quad for quad in self.data.quads(self.split) if row.keys() >= set(quad.pictures)]
         scores: dict[str, list[Tensor]] = {}

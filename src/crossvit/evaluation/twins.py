@@ -34,9 +34,10 @@ class Twins:
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
         model, device = subject.model, subject.device
-        batches = list(subject.batches(self.data, self.data.image_loader(self.split)))
-        visual = torch.cat([model.visual_features(batch.image) for batch in batches])
-        row = {image_id: i for i, image_id in enumerate(torch.cat([batch.label for batch in batches]).tolist())}
+        batches = subject.batches(self.data, self.data.image_loader(self.split))
+        pictures = [(model.visual_features(batch.image), batch.label) for batch in batches]
+        visual, label = (torch.cat(column) for column in zip(*pictures, strict=True))
+        row = {image_id: i for i, image_id in enumerate(label.tolist())}
         image = model.embed_visual(visual)
         twins = [twin for twin in self.data.twins(self.split) if twin.image_id in row]
         right: dict[str, list[Tensor]] = {}

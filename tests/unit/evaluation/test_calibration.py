@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crossvit.data.batches import PairBatch
+from crossvit.errors import UserError
 from crossvit.evaluation.calibration import Calibration
 from crossvit.evaluation.subject import Subject
 from crossvit.metrics import auroc
@@ -46,6 +47,7 @@ def pairs(seed: int) -> PairBatch:
 def data():
     splits = {"dev": pairs(0), "test": pairs(1)}
     return SimpleNamespace(
+        index=lambda split: SimpleNamespace(labels=splits[split].label.numpy(), rows=splits[split].image_id.numpy()),
         pair_loader=lambda split: [splits[split]],
         normalize=lambda image: image,
         manifest=lambda splits: {"sha256": "abc", "splits": list(splits)},
@@ -97,3 +99,10 @@ def test_what_is_not_trained_is_not_measured(data):
     assert {task for task, _ in run(data, {"itc_image", "itc_text"})[0]} == {"calibration"}
     assert {task for task, _ in run(data, {"fusion", "itm"})[0]} == {"calibration_fused"}
     assert run(data, {"itc_image"}) == ({}, {})
+
+
+@pytest.mark.parametrize("index", [{"labels": None}, {"labels": torch.tensor([0, 2])}, {"rows": torch.zeros(2, 2)}])
+def test_data_without_a_decision_to_make(data, index):
+    data.index = lambda split: SimpleNamespace(**{"labels": torch.tensor([0, 1]), "rows": torch.zeros(2)} | index)
+    with pytest.raises(UserError, match="split=test: a threshold needs statements of one picture"):
+        Calibration(data)

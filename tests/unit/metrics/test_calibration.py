@@ -88,14 +88,14 @@ class TestInterval:
     def test_it_covers_the_true_value_about_as_often_as_it_says(self):
         """Of the AUROC of two normals one deviation apart, 0.7602."""
         covered = 0
-        for seed in range(60):
+        for seed in range(30):
             generator = torch.Generator().manual_seed(seed)
             labels = torch.arange(120) % 2
             scores = torch.randn(120, generator=generator) + labels
             found = estimate_statistic(auroc, scores, labels, resamples=100)
             assert found.low <= found.value <= found.high and found.queries == 120
             covered += found.low <= 0.7602 <= found.high
-        assert covered >= 52
+        assert covered >= 26
 
     def test_repeats_of_one_picture_do_not_narrow_it(self):
         scores, labels = sample(60, 1.0, 0.0)

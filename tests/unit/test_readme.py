@@ -65,7 +65,7 @@ def test_the_arm_that_a_document_adds_composes(tmp_path):
     (tmp_path / "arm" / "new.yaml").write_text(text, encoding="utf-8")
     given = ["arm=new", f"hydra.searchpath=['file://{tmp_path}']"]
     found = chain_configs(given)[-1].cfg
-    assert found.arm.name == "smoothed_targets"
+    assert found.arm.name == "more_matching"
     assert found.objective != chain_configs([])[-1].cfg.objective
 
 

@@ -66,6 +66,13 @@ class Plan:
                 if evidence["expected"] not in ("higher", "lower"):
                     raise UserError(f"{where}: expected {evidence['expected']!r}: write higher or lower")
 
+    def check_cell(self, arm: str, seed: int) -> None:
+        """Raises UserError where the study has no such cell: no report would show it."""
+        for key, value, known in (("arm", arm, self.arms), ("seed", seed, self.seeds)):
+            if value not in known:
+                listed = ", ".join(map(str, known))
+                raise UserError(f"{key}={value} is not in study.{key}s ({listed}); add it there")
+
 
 class Grid:
     """The cells that are there, and what follows from them. Figures are None, or absent, where a cell is."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from crossvit.callbacks.compute import ComputeCount, pair_flops
 from crossvit.models.patch_encoder import PatchEncoder
+from crossvit.objectives.adversarial import AdversarialLoss
 from crossvit.objectives.contrastive import ContrastiveLoss
 from crossvit.objectives.matching import MatchingLoss
 from tests.small import cross_modal, cross_vit, pairs
@@ -131,12 +132,25 @@ def test_the_unit_is_the_same_whatever_the_objective_freezes(frozen):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_nothing_that_training_reads_is_touched(tmp_path):
+def test_inner_steps_cost_what_they_add(tmp_path):
+    costs = {}
+    for steps in (1, 3):
+        attack = AdversarialLoss(algorithm="freelb", steps=steps)
+        costs[steps] = passes({"itm": MatchingLoss(), "adversarial": attack}, tmp_path)
+    clean = passes({"itm": MatchingLoss()}, tmp_path)
+    assert clean < costs[1] < costs[3]
+    # one more step of ascent adds the same each time: forward and backward of the attacked pass
+    assert (costs[3] - costs[1]) / 2 == pytest.approx(costs[1] - clean, rel=0.6)
+
+
+@pytest.mark.parametrize("terms", [["itc", "itm"], ["itc", "itm", "distill", "crossdual", "adversarial"]], ids=" ".join)
+def test_nothing_that_training_reads_is_touched(terms, tmp_path):
     """Weights, BatchNorm statistics and random numbers are those of a run without the callback, to the bit."""
 
     def run(callbacks):
-        task = cross_modal(["itc", "itm"])
-        task.model.patch_encoder = PatchEncoder(NormedStem(), 16, (4, 4))
+        task = cross_modal(terms)
+        for model in (task.model, *([task.teacher.model] if task.teacher else [])):
+            model.patch_encoder = PatchEncoder(NormedStem(), 16, (4, 4))
         for module in task.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.3

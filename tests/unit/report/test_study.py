@@ -194,6 +194,14 @@ def test_a_file_that_is_no_such_cell(tmp_path, content):
         Grid.read(PLAN, tmp_path)
 
 
+def test_a_cell_that_no_report_would_show():
+    PLAN.check_cell("late", 2)
+    with pytest.raises(UserError, match=r"arm=lat is not in study.arms \(base, late, twice, dear\)"):
+        PLAN.check_cell("lat", 2)
+    with pytest.raises(UserError, match=r"seed=3 is not in study.seeds \(0, 1, 2\)"):
+        PLAN.check_cell("late", 3)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

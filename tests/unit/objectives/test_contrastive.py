@@ -127,7 +127,10 @@ class TestLabelSmoothing:
 
 
 class TestTerm:
-    negatives = {"negative_embedding": torch.eye(2), "negative_present": torch.tensor([True, False])}
+    negatives = {
+        "negative_embedding": torch.tensor([[1.0, 0.0], [0.6, 0.8]]),
+        "negative_present": torch.tensor([True, False]),
+    }
 
     def test_two_orthogonal_pairs_by_hand(self):
         out = ContrastiveLoss()(hand_state(torch.eye(2), torch.eye(2), 3.0))

@@ -327,6 +327,10 @@ class TestCrossDual:
             expected += mutual_divergence(fused, dual, 2.0)[counted].mean() / 2
         assert term(state).loss.item() == pytest.approx(expected.item(), rel=1e-5)
         assert expected > 0
+        plain = sum(
+            mutual_divergence(fused, dual)[counted].mean() / 2 for fused, dual, counted in choices(state, True, True)
+        )
+        assert CrossDualLoss()(state).loss.item() == pytest.approx(plain.item(), rel=1e-5)
 
     def test_a_row_with_nothing_to_choose_from_is_left_out(self):
         # picture 0 knows every caption; generated captions are there for row 1 alone

@@ -93,8 +93,8 @@ class Attack:
         self.delta = {name: delta.detach().requires_grad_() for name, delta in self.delta.items()}
 
     def gradient(self, loss: Tensor, parameters: Sequence[Tensor] = (), share: float = 1.0) -> Gradients:
-        """Of `loss`, computed since `watch`. That of the inputs is 0 on padding; that of the parameters is of `share` times the loss, and this
-        process's part of it. Under fp16 the loss is scaled as in training."""
+        """Of `loss`, computed since `watch`; that of the inputs is 0 on padding, that of the parameters is of `share` times the loss, and
+        this process's part of it. Under fp16 the loss is scaled as in training."""
         deltas, scale = list(self.delta.values()), self.state.loss_scale
         keep = bool(parameters)  # the clean pass, whose graph is shared, is still to be trained on
         found = torch.autograd.grad(scale * loss, [*deltas, *parameters], retain_graph=keep, allow_unused=True)

@@ -13,7 +13,7 @@ from crossvit.objectives.adversarial import ATTACKED, AdversarialLoss, KnownGrad
 from crossvit.objectives.answers import Answers, answers
 from crossvit.objectives.attack import Attack, Ball
 from crossvit.objectives.imitation import divergence
-from crossvit.objectives.matching import MatchingLoss, match
+from crossvit.objectives.matching import MatchingLoss, draw_negatives, match
 from crossvit.objectives.term import Perturbation
 from crossvit.tasks.pair_state import pair_state
 from tests.losses import hand_state
@@ -351,11 +351,11 @@ class TestWhatStaysAsItIs:
         found.uniform = lambda n, stream=0: calls.append(stream) or uniform()(n, stream)
         term = AdversarialLoss(steps=3, step_size=0.5, eps=2.0)
         attack = term.on(found)
-        before = found.shared["drawn"]
+        before = draw_negatives(found)
         term.climb(attack)
         attack.loss()
         assert calls == [0]
-        assert found.shared["drawn"] is before
+        assert draw_negatives(found) is before
 
     @pytest.mark.parametrize("spaces", [["pixel"], ["text", "patch"]])
     @pytest.mark.parametrize("algorithm", ["pgd", "freelb"])

@@ -74,6 +74,21 @@ def test_several_captions_of_a_picture_share_the_target():
         torch.testing.assert_close(found.logits, 2 * torch.eye(3))
 
 
+def test_each_row_shares_among_its_own_positives():
+    # picture 7 has two captions, and the first of them is also that of picture 8
+    state = hand_state(torch.eye(3), torch.eye(3), image_id=[7, 7, 8], text_id=[1, 2, 1])
+    by_image, by_text = contrastive_answers(state)
+    third = 1 / 3
+    torch.testing.assert_close(by_image.target, torch.tensor([[third] * 3, [third] * 3, [0.5, 0, 0.5]]))
+    torch.testing.assert_close(by_text.target, torch.tensor([[third] * 3, [0.5, 0.5, 0], [third] * 3]))
+
+
+def test_relations_that_a_batch_does_not_show():
+    state = pair_state(cross_vit(num_relations=5), pairs(range(3), label=[0, 1, 1]))
+    (found,) = answers(state, "relation", True, True)
+    assert found.target.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 0, 0, 0]]
+
+
 def test_the_two_directions_are_not_the_same():
     image, text = unit(3, 4), unit(3, 4, seed=1)
     by_image, by_text = contrastive_answers(hand_state(image, text, 5.0))

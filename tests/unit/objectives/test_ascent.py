@@ -25,6 +25,8 @@ class TestRadius:
     def test_relative(self):
         assert radius(self.x, 0.1, True, "l2").tolist() == pytest.approx([0.5])
         assert radius(self.x, 0.1, True, "linf").tolist() == pytest.approx([0.5 / math.sqrt(2)])
+        two = torch.tensor([[[2.0, 3.0, 6.0], [0.0, 0.0, 0.0]], [[0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]])
+        assert radius(two, 0.1, True, "linf").tolist() == pytest.approx([0.7 / math.sqrt(3), 0.4])
 
     @pytest.mark.parametrize("norm", ["l2", "linf"])
     def test_relative_grows_with_the_inputs(self, norm):

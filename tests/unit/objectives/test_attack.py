@@ -140,6 +140,15 @@ class TestStart:
             torch.testing.assert_close(found.delta[name], expected)
         assert (flat(found.delta["text"]) <= 0.6 * torch.tensor([5, math.sqrt(5)])).all()
 
+    def test_elements_that_are_0_do_not_count(self):
+        state = replace(
+            toy(), inputs=Perturbation(patch=torch.tensor([[[1.0, 2.0, 2.0, 0.0]], [[0.0, 0.0, 3.0, 0.0]]]))
+        )
+        found = attack(["patch"], lambda state: [], state, eps=0.6)
+        found.start_uniform()
+        size = 0.6 / torch.tensor([3.0, 1.0]).sqrt()
+        torch.testing.assert_close(found.delta["patch"], found.noise(-1)["patch"] * size.view(2, 1, 1))
+
     def test_without_a_ball_the_step_is_its_size(self):
         found = attack(eps=None, norm="linf", step_size=0.2)
         found.start_uniform()
@@ -184,6 +193,9 @@ def test_a_point_at_a_share_of_the_radius():
     torch.testing.assert_close(found.delta["text"][0], torch.tensor([[0.3, 0.4], [0, 0]]))
     found.place(slope)
     torch.testing.assert_close(found.delta["patch"], torch.tensor([[[-1.2, 1.6]], [[2.0, 0]]]))
+    box = attack(norm="linf", eps=2.0)
+    box.place(slope, 0.25)
+    assert box.delta["patch"].tolist() == [[[-0.5, 0.5]], [[0.5, 0]]]
     assert 0 < PROBE < 1
 
 

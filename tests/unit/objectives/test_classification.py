@@ -34,3 +34,12 @@ def test_the_gradient_is_right():
 
 def test_half_precision_logits_are_compared_in_full():
     assert classification_loss(torch.zeros(1, 3).bfloat16(), torch.tensor([0])).dtype == torch.float32
+
+
+def test_without_settings_it_is_plain_cross_entropy_of_weight_one():
+    logits, label = unit(4, 3), torch.tensor([2, 0, 1, 1])
+    assert ClassificationLoss()(logits, label) == classification_loss(logits, label)
+    assert classification_loss(logits, label).item() == pytest.approx(
+        -torch.log_softmax(logits, 1)[torch.arange(4), label].mean().item()
+    )
+    assert ClassificationLoss().weight == 1

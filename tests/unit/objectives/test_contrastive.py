@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from crossvit.objectives.contrastive import contrastive_loss, soft_cross_entropy
+from crossvit.objectives.contrastive import ContrastiveLoss, contrastive_logits, contrastive_loss, soft_cross_entropy
+from tests.losses import gradient_is_right, hand_state, unit
 
 
 def test_soft_cross_entropy_by_hand():
@@ -80,3 +81,85 @@ def test_generated_negatives_are_further_wrong_answers_for_images_alone():
     rows = (math.log(2 * e + 1) - 3 + math.log(e + 2) - 3) / 2
     columns = math.log(1 + math.exp(-3))
     assert loss.item() == pytest.approx((rows + columns) / 2, abs=1e-6)
+
+
+class TestLabelSmoothing:
+    def test_by_hand(self):
+        # log p of (3, 0, 0) are 3 - L and twice -L, L = log(e^3 + 2); targets .9 + .1 / 3 and twice .1 / 3
+        logits = torch.tensor([[3.0, 0.0, 0.0]])
+        positives = torch.tensor([[True, False, False]])
+        high = math.log(math.exp(3) + 2)
+        expected = high - 3 * (0.9 + 0.1 / 3)
+        assert soft_cross_entropy(logits, positives, 0.1).item() == pytest.approx(expected, abs=1e-6)
+
+    def test_several_positives_and_columns_that_are_none(self):
+        logits = torch.tensor([[1.0, 0.0, 0.0, -torch.inf]], requires_grad=True)
+        positives = torch.tensor([[True, True, False, False]])
+        high = math.log(math.exp(1) + 2)
+        # the hard part is the mean of both positives, the even part that of the three columns
+        expected = 0.8 * (high - 0.5) + 0.2 * (high - 1 / 3)
+        loss = soft_cross_entropy(logits, positives, 0.2)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+        loss.backward()
+        assert torch.isfinite(logits.grad).all() and logits.grad[0, 3] == 0
+
+    def test_rows_without_a_positive_stay_at_zero(self):
+        assert soft_cross_entropy(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool), 0.3) == 0
+
+    def test_the_gradient_is_right(self):
+        positives = torch.tensor([[1, 0, 1], [0, 1, 0]], dtype=torch.bool)
+        target = 0.7 * positives / positives.sum(1, keepdim=True) + 0.1
+        gradient_is_right(
+            lambda x: soft_cross_entropy(x, positives, 0.3),
+            lambda x: -(target.double() * torch.log_softmax(x, 1)).sum(1),
+            [unit(2, 3)],
+        )
+
+    def test_the_term_uses_it(self):
+        state = hand_state(torch.eye(2), torch.eye(2), 3.0)
+        expected = math.log(1 + math.exp(-3)) + 0.5 * 0.2 * 3
+        assert ContrastiveLoss(label_smoothing=0.2)(state).loss.item() == pytest.approx(expected, abs=1e-6)
+
+    @pytest.mark.parametrize("share", [-0.1, 1.0])
+    def test_a_share_that_is_none_is_refused(self, share):
+        with pytest.raises(ValueError, match=r"label_smoothing must lie in \[0, 1\)"):
+            ContrastiveLoss(label_smoothing=share)
+
+
+class TestTerm:
+    negatives = {
+        "negative_embedding": torch.tensor([[1.0, 0.0], [0.6, 0.8]]),
+        "negative_present": torch.tensor([True, False]),
+    }
+
+    def test_two_orthogonal_pairs_by_hand(self):
+        out = ContrastiveLoss()(hand_state(torch.eye(2), torch.eye(2), 3.0))
+        assert out.loss.item() == pytest.approx(math.log(1 + math.exp(-3)), abs=1e-6)
+        assert out.figures["logit_scale"].item() == pytest.approx(3)
+        assert not out.figures["logit_scale"].requires_grad
+        assert set(out.figures) == {"logit_scale"}
+
+    def test_generated_captions_that_are_none_do_not_count(self):
+        e = math.exp(3)
+        rows = (math.log(2 * e + 1) - 3 + math.log(e + 2) - 3) / 2  # one more caption: at 3 for picture 0, at 0 for 1
+        loss = ContrastiveLoss()(hand_state(torch.eye(2), torch.eye(2), 3.0, **self.negatives)).loss
+        assert loss.item() == pytest.approx((rows + math.log(1 + math.exp(-3))) / 2, abs=1e-6)
+
+    def test_generated_captions_are_ignored_on_request(self):
+        term = ContrastiveLoss(generated_negatives=False)
+        loss = term(hand_state(torch.eye(2), torch.eye(2), 3.0, **self.negatives)).loss
+        assert loss.item() == pytest.approx(math.log(1 + math.exp(-3)), abs=1e-6)
+        assert not term.reads_negatives and ContrastiveLoss().reads_negatives
+
+    def test_the_scale_learns(self):
+        state = hand_state(torch.eye(2), torch.eye(2), 3.0)
+        ContrastiveLoss()(state).loss.backward()
+        # d log(1 + e^-s) / d log s = -s / (1 + e^s)
+        assert state.logit_scale.grad.item() == pytest.approx(-3 / (1 + math.exp(3)), abs=1e-6)
+
+    def test_logits_stay_in_full_precision_under_autocast(self):
+        image, text = unit(4, 64), unit(4, 64, seed=1)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = contrastive_logits(image, text, torch.tensor(100.0), text[:1])
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, 100 * image @ torch.cat([text, text[:1]]).t())

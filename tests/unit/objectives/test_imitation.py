@@ -20,7 +20,7 @@ from crossvit.objectives.imitation import (
     imitate,
     mutual_divergence,
 )
-from crossvit.objectives.matching import match
+from crossvit.objectives.matching import draw_negatives, match
 from crossvit.tasks.pair_state import pair_state
 from tests.losses import gradient_is_right, hand_state, unit
 from tests.small import cross_vit, pairs, uniform
@@ -268,7 +268,7 @@ class TestDistillation:
         target = torch.softmax(theirs.logits, 1)
         expected = -(target * torch.log_softmax(mine.logits, 1)).sum(1).mean()
         assert out.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-        assert torch.equal(state.shared["drawn"].text, state.teacher.shared["drawn"].text)
+        assert torch.equal(draw_negatives(state).text, draw_negatives(state.teacher).text)
 
     def test_what_it_needs(self):
         assert DistillationLoss().needs_terms == ("itc", "sigmoid")
@@ -293,7 +293,7 @@ class TestCrossDual:
         state = self.state()
         (for_images, for_texts) = choices(state, True, True)
         matching, scale = match(state, True, True), state.logit_scale.exp()
-        drawn = state.shared["drawn"]
+        drawn = draw_negatives(state)
         assert drawn.own.tolist() == [0, 1, 3, 4]
 
         def score(part, row):
@@ -327,6 +327,10 @@ class TestCrossDual:
             expected += mutual_divergence(fused, dual, 2.0)[counted].mean() / 2
         assert term(state).loss.item() == pytest.approx(expected.item(), rel=1e-5)
         assert expected > 0
+        plain = sum(
+            mutual_divergence(fused, dual)[counted].mean() / 2 for fused, dual, counted in choices(state, True, True)
+        )
+        assert CrossDualLoss()(state).loss.item() == pytest.approx(plain.item(), rel=1e-5)
 
     def test_a_row_with_nothing_to_choose_from_is_left_out(self):
         # picture 0 knows every caption; generated captions are there for row 1 alone

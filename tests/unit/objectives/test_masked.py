@@ -64,12 +64,14 @@ def test_the_gradient_is_right():
 
 def written(draw, kind, other, label=None):
     """Two captions of three words between their frames, of a vocabulary of 10. A word's embedding is its id and that of the mask -1; the
-    head says "4" of everything with a logit of 2. Returns the state and what the text encoder reads."""
+    head says with a logit of 2 what it reads, and "4" of the mask. Returns the state and what the text encoder reads."""
     read = []
     tokens = torch.tensor([[2, 4, 5, 6, 3], [2, 7, 4, 9, 3]])
     numbers = torch.tensor([draw, kind, other]).flatten()
-    logits = torch.zeros(10)
-    logits[4] = 2
+
+    def word_logits(states):
+        said = torch.where(states[:, 0] == -1, 4.0, states[:, 0].float()).long()
+        return 2.0 * torch.nn.functional.one_hot(said, 10)
 
     def given(n: int, stream: int = 0):
         assert (n, stream) == (len(numbers), STREAM)
@@ -83,11 +85,11 @@ def written(draw, kind, other, label=None):
         label=None if label is None else torch.tensor(label),
         uniform=given,
         vocab_size=10,
-        embed=lambda ids: ids[..., None].double(),
+        embed=lambda ids: ids[..., None].bfloat16(),
         mask_embedding=torch.tensor([-1.0]),
         encode_words=lambda words: read.append(words[..., 0]) or (words, None, None),
         fuse=lambda visual, words, pooled, mask: SimpleNamespace(text=words),
-        word_logits=lambda states: logits.expand(len(states), 10),
+        word_logits=word_logits,
     ), read
 
 
@@ -103,10 +105,11 @@ class TestTerm:
         state, read = written(draw, kind, other)
         out = MaskedLanguageLoss()(state)
         assert read[0].tolist() == [[2, -1, 9, 6, 3], [2, 7, -1, 9, 3]]  # .95 x 10 -> word 9
-        # of the four words asked for (4, 5, 6 and 4) two are 4
+        assert read[0].dtype == torch.bfloat16  # as the words are
+        # asked for are 4, 5, 6 and 4, and said 4, 9, 6 and 4
         right, wrong = math.log(math.exp(2) + 9) - 2, math.log(math.exp(2) + 9)
-        assert out.loss.item() == pytest.approx((right + wrong) / 2, abs=1e-6)
-        assert out.figures["accuracy"] == 0.5
+        assert out.loss.item() == pytest.approx((3 * right + wrong) / 4, abs=1e-6)
+        assert out.figures["accuracy"] == 0.75
         assert out.figures["words"] == 4
 
     def test_the_bounds_of_the_kinds(self):
@@ -126,6 +129,13 @@ class TestTerm:
         assert out.figures["accuracy"] == 0.5  # words 4 and 5; row 1's 4 does not count
         expected = math.log(math.exp(2) + 9) - 1
         assert out.loss.item() == pytest.approx(expected, abs=1e-6)
+
+    def test_a_single_word(self):
+        draw = [[0, IN, OUT, OUT, 0], [0, IN, OUT, OUT, 0]]
+        state, _ = written(draw, [[HIDE] * 5] * 2, [[0.0] * 5] * 2, label=[1, 0])
+        out = MaskedLanguageLoss()(state)
+        assert out.figures["words"] == out.figures["accuracy"] == 1
+        assert out.loss.item() == pytest.approx(math.log(math.exp(2) + 9) - 2, abs=1e-6)
 
     def test_no_word_at_all(self):
         state, _ = written([[0.0] * 5] * 2, [[0.0] * 5] * 2, [[0.0] * 5] * 2, label=[0, 0])

@@ -10,12 +10,12 @@ from tests.losses import gradient_is_right, hand_state, unit
 LOGITS = torch.tensor([[2.0, 0, 0], [0, 0, 0], [0, 1, 0]])
 
 
-def labelled(label=(0, 1, 2), **fields):
+def labelled(label=(0, 2, 1), **fields):
     """The fusion's answer is the row's picture; the relation head's is LOGITS."""
     asked = []
     values = {
         "label": torch.tensor(label),
-        "fuse": lambda visual, *text: asked.append(visual) or SimpleNamespace(pooled=visual[:, 0]),
+        "fuse": lambda *features: asked.append(features[1:]) or SimpleNamespace(pooled=features[0][:, 0]),
         "relation_logits": lambda pooled: LOGITS,
         "two_image_logits": lambda first, second: first[:, :2] - 2 * second[:, :2],
     }
@@ -40,9 +40,12 @@ def test_relation_term():
     state, asked = labelled()
     out = RelationLoss()(state)
     assert out.loss.item() == pytest.approx(relation_loss(LOGITS, state.label).item())
-    assert out.figures["accuracy"].item() == pytest.approx(1 / 3)  # rows 1 and 2 say 0 and 1
+    assert out.figures["accuracy"].item() == pytest.approx(2 / 3)  # they say 0, 0 and 1
     relation_answers(state)
     assert len(asked) == 1  # two terms that ask pay once
+    assert all(
+        mine is given for mine, given in zip(asked[0], (state.text, state.text_pooled, state.text_mask), strict=True)
+    )
 
 
 def test_two_image_term_tells_the_pictures_apart():
@@ -54,6 +57,9 @@ def test_two_image_term_tells_the_pictures_apart():
     assert out.figures["accuracy"].item() == pytest.approx((logits.argmax(1) == state.label).float().mean().item())
     two_image_answers(state)
     assert len(asked) == 2
+    for features in asked:
+        text = (state.text, state.text_pooled, state.text_mask)
+        assert all(mine is given for mine, given in zip(features, text, strict=True))
 
 
 def test_what_the_data_has_to_bring():

@@ -69,7 +69,10 @@ def test_positives_are_those_of_the_ids_and_false_pairs_are_to_be_rejected():
 
 class TestGeneratedNegatives:
     # caption 0 is right of picture 0's own, caption 1 is a filler of a row that has fewer
-    state = {"negative_embedding": torch.eye(2), "negative_present": torch.tensor([True, False])}
+    state = {
+        "negative_embedding": torch.tensor([[1.0, 0.0], [0.6, 0.8]]),
+        "negative_present": torch.tensor([True, False]),
+    }
 
     def test_they_are_further_captions_to_reject(self):
         own = math.log(1 + math.exp(-3)) + math.log(2)  # logits 3 and 0

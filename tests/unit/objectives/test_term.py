@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 from crossvit.objectives.term import known_pairs
+from tests.small import TERMS
 
 # rows: 0 a true caption, 1 another true caption of the same picture, 2 a false caption of it, 3 another picture with row 0's words
 IMAGE = torch.tensor([7, 7, 7, 8])
@@ -18,3 +20,11 @@ def test_candidates_leave_out_every_pair_the_batch_speaks_of():
     known = known_pairs(IMAGE, TEXT, IMAGE, TEXT, torch.ones(4, dtype=torch.bool))
     expected = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 1]], dtype=torch.bool)
     assert (known == expected).all()
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_weighs_one_where_nothing_is_said(name):
+    assert TERMS[name]().weight == 1
+    assert TERMS[name](weight=0.25).weight == 0.25
+    with pytest.raises(ValueError, match="weight must be >= 0, got -1"):
+        TERMS[name](weight=-1)

@@ -1,6 +1,9 @@
+from collections import Counter
+
 import pytest
 
-from crossvit.data.scenes.presets import DEFAULT_SIZES, SMOKE_SIZES, find_preset, resolve_sizes
+from crossvit.data.scenes.presets import DEFAULT_SIZES, PRESETS, SMOKE_SIZES, find_preset, resolve_sizes
+from crossvit.data.scenes.quads import make_quads
 from crossvit.errors import UserError
 
 
@@ -29,3 +32,14 @@ def test_wrong_sizes_are_named(sizes, message):
 def test_wrong_preset_is_named_with_a_suggestion():
     with pytest.raises(UserError, match="did you mean 'medium'"):
         find_preset("meduim")
+
+
+def test_medium_is_easy_with_more_objects(make_pool):
+    """What a model has learned on easy must hold on medium, or it starts from nothing and stays there."""
+    easy, medium = PRESETS["easy"], PRESETS["medium"]
+    for name in ("forms", "kinds", "sizes", "textures", "partial", "grid", "diameters", "subject_first"):
+        assert getattr(easy, name) == getattr(medium, name)
+    quads = make_quads(make_pool("medium", 0), 300)
+    numbers = Counter(len(scene.objects) for quad in quads for scene in quad.scenes)
+    assert set(numbers) == {2, 3, 4}
+    assert min(numbers[3], numbers[4]) > 2 * numbers[2] > 2 * 0.05 * numbers.total()

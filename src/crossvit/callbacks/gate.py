@@ -50,5 +50,7 @@ class Gate(Callback):
         figures = trainer.callback_metrics
         if self.monitor not in figures:
             there = ", ".join(name for name in sorted(figures) if name.startswith("val/")) or "none"
-            raise UserError(f"callbacks.gate.monitor={self.monitor}: this stage's validation has no such figure; there is {there}")
+            raise UserError(
+                f"callbacks.gate.monitor={self.monitor}: this stage's validation has no such figure; there is {there}"
+            )
         return float(figures[self.monitor])

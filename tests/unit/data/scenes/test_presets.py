@@ -8,9 +8,12 @@ from crossvit.errors import UserError
 
 
 def test_sizes_are_the_defaults_with_some_replaced():
-    assert resolve_sizes(None) == DEFAULT_SIZES
-    assert resolve_sizes("smoke") == SMOKE_SIZES
-    assert resolve_sizes({"vsr_train": 8}) == {**DEFAULT_SIZES, "vsr_train": 8}
+    easy, medium = PRESETS["easy"], PRESETS["medium"]
+    assert resolve_sizes(None, easy) == DEFAULT_SIZES
+    assert resolve_sizes("smoke", medium) == SMOKE_SIZES
+    assert resolve_sizes({"vsr_train": 8}, easy) == {**DEFAULT_SIZES, "vsr_train": 8}
+    assert resolve_sizes({"coco_val": 8}, medium) == {**DEFAULT_SIZES, **medium.counts, "coco_val": 8}
+    assert set(medium.counts) <= set(DEFAULT_SIZES)
     assert set(SMOKE_SIZES) == set(DEFAULT_SIZES)
 
 
@@ -26,7 +29,7 @@ def test_sizes_are_the_defaults_with_some_replaced():
 )
 def test_wrong_sizes_are_named(sizes, message):
     with pytest.raises(UserError, match=message):
-        resolve_sizes(sizes)
+        resolve_sizes(sizes, PRESETS["easy"])
 
 
 def test_wrong_preset_is_named_with_a_suggestion():

@@ -36,13 +36,13 @@ def generate(
     root: parent folder, created if needed.
     preset: "easy" (2 objects), "medium" (2 to 4, 2 mentioned) or "hard" (4 or 5, sizes, textures, counts, negation).
     image_size: side of the square pictures in pixels, 24 to 512.
-    sizes: None for `DEFAULT_SIZES`, "smoke" for a few samples of everything, or a mapping that replaces some defaults.
+    sizes: None for those of the preset, "smoke" for a few samples of everything, or a mapping that replaces some defaults.
     progress: called with (pictures written, pictures in all).
 
     Raises UserError for a wrong argument, for a folder that holds something else, and where the root cannot be written.
     """
     chosen = find_preset(preset)
-    counts = resolve_sizes(sizes)
+    counts = resolve_sizes(sizes, chosen)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"scenes seed={seed!r}: give a whole number of at least 0.")
     if (

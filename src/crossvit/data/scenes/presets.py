@@ -20,6 +20,7 @@ class Preset:
     diameters: of the size words, as fractions of the image side.
     subject_first: spatial captions name the subject before the object.
     partial: phrases may leave attributes out and may name size and texture; otherwise they are colour and shape.
+    counts: samples of a split, where they differ from DEFAULT_SIZES.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Preset:
     grid: int = 3
     diameters: Mapping[str, float] = field(default_factory=lambda: {"small": 0.21, "large": 0.30})
     subject_first: bool = False
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 _RELATION_KINDS = ("replace_obj", "replace_att", "replace_rel", "swap_att", "swap_obj")
@@ -63,6 +65,7 @@ PRESETS: dict[str, Preset] = {
             grid=2,
             diameters={"small": 0.28, "large": 0.40},
             subject_first=True,
+            counts={"vsr_train": 24000},
         ),
         Preset(
             "hard",
@@ -128,8 +131,8 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def resolve_sizes(sizes: Mapping[str, int] | str | None) -> dict[str, int]:
-    """Counts of every split: the defaults, the small set "smoke", or the defaults with some replaced.
+def resolve_sizes(sizes: Mapping[str, int] | str | None, preset: Preset) -> dict[str, int]:
+    """Counts of every split: those of the preset, the small set "smoke", or those of the preset with some replaced.
 
     Raises UserError for an unknown key, or a count that is not a positive integer (for VSR and NLVR2: a multiple of 4,
     because statements come in balanced groups of two captions by two pictures).
@@ -140,7 +143,7 @@ def resolve_sizes(sizes: Mapping[str, int] | str | None) -> dict[str, int]:
                 f"scenes sizes {sizes!r} is unknown: use 'smoke', or a mapping of {', '.join(DEFAULT_SIZES)}."
             )
         return dict(SMOKE_SIZES)
-    resolved = dict(DEFAULT_SIZES)
+    resolved = {**DEFAULT_SIZES, **preset.counts}
     for key, count in (sizes or {}).items():
         if key not in DEFAULT_SIZES:
             hint = _suggest(key, DEFAULT_SIZES)

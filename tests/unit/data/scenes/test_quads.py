@@ -62,7 +62,7 @@ def test_swaps_cannot_be_told_by_bags_of_words_and_attributes(preset, kind, make
 
 @pytest.mark.parametrize("order", [("row", "col"), ("col", "row")])
 def test_reading_order_is_no_short_cut_for_swapped_objects(order, make_pool):
-    """A model that only sees which object comes first must not solve `medium` (METHODS: 2 x 2 grids fell to this)."""
+    """A model that only sees which object comes first must not solve `medium`: that is what `diagonal` is for."""
     pool = make_pool("medium", 0)
     right = total = 0
     for quad in [make_quad(pool, "swap_obj") for _ in range(300)]:

@@ -11,7 +11,7 @@ from torch import nn
 from crossvit.models.patch_encoder import PatchEncoder
 from crossvit.objectives.adversarial import ATTACKED, AdversarialLoss, KnownGradient
 from crossvit.objectives.answers import Answers, answers
-from crossvit.objectives.attack import Attack, Ball
+from crossvit.objectives.attack import PROBE, Attack, Ball
 from crossvit.objectives.imitation import divergence
 from crossvit.objectives.matching import MatchingLoss, draw_negatives, match
 from crossvit.objectives.term import Perturbation
@@ -196,6 +196,18 @@ class TestControls:
         for number, length in enumerate(last, 1):
             assert length == pytest.approx(0.1 * math.sqrt(number), rel=0.1)
 
+    @pytest.mark.parametrize("algorithm", ["pgd", "freelb"])
+    def test_random_steps_go_where_the_noise_points(self, algorithm):
+        term = AdversarialLoss(algorithm=algorithm, direction="random", eps=None, steps=2)
+        seen, found = [], state()
+        found.perturb = lambda added, through, perturb=found.perturb: seen.append(added) or perturb(added, through)
+        term(found)
+        expected = term.on(state())
+        for step in range(2 if algorithm == "pgd" else 1):
+            expected.move(expected.noise(step))
+        for space in SPACES:
+            torch.testing.assert_close(getattr(seen[-1], space), expected.delta[space])
+
     @pytest.mark.parametrize("algorithm", ["pgd", "freelb", "villa", "vat"])
     def test_none_leaves_the_inputs_where_init_puts_them(self, algorithm):
         for init in ("zero", "uniform"):
@@ -248,7 +260,13 @@ class TestVirtual:
             inputs=Perturbation(text=words),
             uniform=uniform(),
         )
-        found.perturb = lambda added, through: replace(found, inputs=Perturbation(text=words + added.text))
+        seen = []
+
+        def perturb(added, through):
+            seen.append(added.text.detach().norm().item())
+            return replace(found, inputs=Perturbation(text=words + added.text))
+
+        found.perturb = perturb
         clean = ask(found)[0].logits
 
         def change(delta):
@@ -258,7 +276,9 @@ class TestVirtual:
         assert values[-1] > 1.5 * values[-2]
         term = AdversarialLoss(algorithm="vat", spaces=["text"], eps=0.05, relative=False, steps=12)
         attack = Attack(found, ask, ["text"], term.ball, [torch.softmax(clean, 1)])
+        seen.clear()
         term.climb(attack)
+        assert seen == pytest.approx([PROBE * 0.05] * 12)  # close by, and at the radius only in the end
         delta = attack.delta["text"].flatten()
         assert delta.norm().item() == pytest.approx(0.05, rel=1e-5)
         assert abs(delta @ vectors[:, -1]).item() == pytest.approx(0.05, rel=2e-2)

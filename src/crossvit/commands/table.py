@@ -12,6 +12,7 @@ NO_HEAD = "its head is not trained in this stage"
 ABSENT = {
     "classification": "this stage has no classifier",
     "vqcmi_fused": NO_HEAD,
+    "vqcmi_sum": NO_HEAD,
     "twins_fused": NO_HEAD,
     "vlr": NO_HEAD,
     "vlr_compositional": NO_HEAD,

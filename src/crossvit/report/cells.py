@@ -6,6 +6,7 @@ HEADINGS = {
     "vqcmi": "VQCMI: natural-image matching",
     "mimic": "MIMIC-III: medical (MIMIC-CXR layout)",
     "vqcmi_fused": "VQCMI, fused score",
+    "vqcmi_sum": "VQCMI, sum of fused and dual score",
     "classification": "Classification",
     "vlr": "VLR true/false",
     "vlr_compositional": "VLR true/false, held-out combinations",

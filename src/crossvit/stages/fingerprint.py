@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-FORMAT = 1
+FORMAT = 2
 """Raised when code changes what the same config gives: every stored stage is trained again."""
 
 MODEL_PARTS = ("patch_encoder", "vision", "text_encoder", "fusion", "tokenizer")

@@ -1,13 +1,16 @@
 """Composing, naming, chaining and checking configs."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
-from crossvit.config import chain_configs, check_signatures, compose, validate
+from crossvit.config import chain_configs, check_signatures, compose, storable, validate
 from crossvit.config.chain import is_stage_scoped
+from crossvit.config.compose import package_file
 from crossvit.config.explain import suggest
 from crossvit.config.targets import check_own_targets
 from crossvit.errors import UserError
@@ -409,3 +412,26 @@ def test_a_file_inside_a_package_is_found_and_a_missing_package_is_named():
     ):
         with pytest.raises(UserError, match=f"^(text_encoder|tokenizer).folder: {message}"):
             validate(compose(["text_encoder=huggingface", f"text_encoder.folder=${{package_file:{place}}}"]))
+
+
+def test_a_stored_config_finds_the_files_of_a_package_wherever_it_lies(tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        (tmp_path / place / "some_encoder" / "model").mkdir(parents=True)
+        (tmp_path / place / "some_encoder" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    cfg = compose(["text_encoder=huggingface", "text_encoder.folder=${package_file:some_encoder,model}"])
+    stored = storable(cfg)
+    assert str(tmp_path / "here") not in stored
+    assert OmegaConf.create(stored).tokenizer.folder == str(tmp_path / "here" / "some_encoder" / "model")
+    monkeypatch.syspath_prepend(tmp_path / "there")
+    importlib.invalidate_caches()
+    assert OmegaConf.create(stored).tokenizer.folder == str(tmp_path / "there" / "some_encoder" / "model")
+    cfg = compose(["text_encoder=huggingface", "text_encoder.folder=/elsewhere"])
+    assert storable(cfg) == OmegaConf.to_yaml(cfg, resolve=True)
+
+
+def test_a_package_is_not_imported_to_find_its_files(monkeypatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    with pytest.raises(UserError, match="'this.module' is not the name of a package"):
+        package_file("this.module", "file")
+    assert "this" not in sys.modules

@@ -16,6 +16,7 @@ ABSENT = {
     "zero_shot": NO_TOWERS,
     "vqcmi_fused": NO_HEAD,
     "vqcmi_n_way_fused": NO_HEAD,
+    "vqcmi_sum": NO_HEAD,
     "twins_fused": NO_HEAD,
     "quads": NO_TOWERS,
     "quads_fused": NO_HEAD,

@@ -1,6 +1,7 @@
 """Composing a config outside of Hydra's own entry point, and naming the run it stands for."""
 
 import hashlib
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -94,6 +95,8 @@ def package_file(package: str, path: str) -> str:
     """
     from importlib.util import find_spec
 
+    if not package.isidentifier():  # with a dot in it, the package around it would be imported
+        raise UserError(f"package_file: {package!r} is not the name of a package")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         name = package.replace("_", "-")
@@ -102,6 +105,15 @@ def package_file(package: str, path: str) -> str:
     if not found.exists():
         raise UserError(f"the installed package {package} has no {path}")
     return str(found)
+
+
+def storable(cfg: DictConfig) -> str:
+    """The resolved config as yaml. What lies inside an installed package stays `${package_file:...}`: it may lie elsewhere where the
+    config is read again."""
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    for words in sorted(set(re.findall(r"\$\{package_file:[^${}]*\}", OmegaConf.to_yaml(cfg)))):
+        text = text.replace(OmegaConf.create({"place": words}).place, words)
+    return text
 
 
 def automatic_run_name(choices: dict[str, str | None], overrides: list[str], seed: int | None) -> str:

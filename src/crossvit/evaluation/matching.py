@@ -15,6 +15,7 @@ from crossvit.metrics import (
     reranked_retrieval,
 )
 from crossvit.metrics.exact_dot import ExactDot
+from crossvit.metrics.pairs import PairScore
 
 
 class Matching:
@@ -23,6 +24,9 @@ class Matching:
     candidates: N for N-way matching (distractors drawn once by `seed`), or None for all of the split.
     rerank: K; among all candidates the fused scorer re-orders the dual encoder's first K, among N it scores all. `ceiling@K` is the Acc@1
         that a perfect re-ordering would have.
+    with_dual: also measure the sum of both scores, `vqcmi_sum` beside `vqcmi_fused` (BLIP re-ranks so, Li et al. 2022). A matching head
+        that learned on negatives drawn by the dual encoder's softmax gives the logarithm of what that softmax is wrong by, so the sum
+        of its logit difference and the scaled cosine is the score that the two have learned together.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class Matching:
         candidates: int | None = None,
         rerank: int = 16,
         seed: int = 0,
+        with_dual: bool = False,
     ):
         self.data = data
         self.split = split
@@ -44,6 +49,7 @@ class Matching:
         self.rerank = rerank
         self.seed = seed
         self.splits = (split,)
+        self.with_dual = with_dual
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
@@ -51,7 +57,10 @@ class Matching:
         pairs = ImageTextPairs(corpus.image_id, corpus.text_image_id, corpus.text_id)
         found = {self.task: self._dual(corpus, pairs)}
         if subject.scores_fused:
-            found[f"{self.task}_fused"] = self._fused(subject, corpus, pairs)
+            fused = _kept(_fused_score(subject, corpus))
+            found[f"{self.task}_fused"] = self._ordered(fused, corpus, pairs)
+            if self.with_dual:
+                found[f"{self.task}_sum"] = self._ordered(_with_dual(fused, subject, corpus), corpus, pairs)
         return [
             measurement
             for task, directions in found.items()
@@ -78,11 +87,7 @@ class Matching:
             return embedding_retrieval(corpus.image, corpus.caption, pairs)
         return n_way_retrieval(ExactDot(corpus.image, corpus.caption).pairs, pairs, self.candidates, self.seed)
 
-    def _fused(self, subject: Subject, corpus: Corpus, pairs: ImageTextPairs) -> dict:
-        def score(images: Tensor, texts: Tensor) -> Tensor:
-            visual = corpus.visual[images.to(corpus.visual.device)]
-            return subject.model.match_score(visual, take(corpus.text, texts.to(visual.device)))
-
+    def _ordered(self, score: PairScore, corpus: Corpus, pairs: ImageTextPairs) -> dict:
         if self.candidates is not None:
             return n_way_retrieval(score, pairs, self.candidates, self.seed, batch_size=PAIRS_PER_CALL)
         return reranked_retrieval(
@@ -104,3 +109,34 @@ def most_candidates(data, split: str) -> int:
         for rows in torch.arange(len(side.cluster)).split(256)
     ]
     return 1 + min(negatives)
+
+
+def _fused_score(subject: Subject, corpus: Corpus) -> PairScore:
+    def score(images: Tensor, texts: Tensor) -> Tensor:
+        visual = corpus.visual[images.to(corpus.visual.device)]
+        return subject.model.match_score(visual, take(corpus.text, texts.to(visual.device)))
+
+    return score
+
+
+def _with_dual(fused: PairScore, subject: Subject, corpus: Corpus) -> PairScore:
+    scale = subject.model.logit_scale.exp()
+
+    def score(images: Tensor, texts: Tensor) -> Tensor:
+        image, caption = (x[rows.to(x.device)] for x, rows in ((corpus.image, images), (corpus.caption, texts)))
+        return fused(images, texts) + scale * (image * caption).sum(dim=1)
+
+    return score
+
+
+def _kept(score: PairScore) -> PairScore:
+    """The same score, which computes what it was asked before once: rankings by it and by the sum ask for the same pairs."""
+    answers: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}
+
+    def answer(images: Tensor, texts: Tensor) -> Tensor:
+        key = tuple(images.tolist()), tuple(texts.tolist())
+        if key not in answers:
+            answers[key] = score(images, texts)
+        return answers[key]
+
+    return answer

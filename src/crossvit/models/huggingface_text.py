@@ -16,7 +16,8 @@ class HuggingFaceTextEncoder(nn.Module):
     """An encoder such as all-MiniLM-L6-v2 from a folder with `config.json` and its weights. Never fetches anything.
 
     pooling: `mean` over the real tokens (sentence encoders) or `cls`. freeze: the encoder keeps its weights and runs
-        without dropout. remember: with freeze, keep what so many texts give instead of computing it in every epoch.
+        without dropout. remember: with freeze, keep what so many texts give instead of computing it in every epoch and
+        stage.
     `report` says what was loaded. Raises UserError where the folder is no such folder, where its weights do not fit, or
     where transformers is not installed.
     """
@@ -36,7 +37,7 @@ class HuggingFaceTextEncoder(nn.Module):
         self.pad_id = self.model.config.pad_token_id or 0
         self.pooling = pooling
         self.freeze = freeze
-        self._memory = RowMemory(remember) if remember else None
+        self._memory = RowMemory(remember, self.model) if remember else None
         if freeze:
             self.requires_grad_(False)
         self.train()

@@ -1,35 +1,42 @@
-"""Outputs of a frozen network, kept: a picture that is not augmented has the same features in every epoch."""
+"""Outputs of a frozen network, kept: a picture that is not augmented has the same features in every epoch, and in every stage.
+
+The memory is that of the process: networks of equal weights share it, so that a chain or a sweep runs a frozen encoder once on what its
+stages have in common.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+_KEPT: dict[bytes, dict[bytes, Tensor]] = {}
+"""Rows by the weights of the network that made them, then by the contents of the row."""
 
 
 class RowMemory:
-    """What a function of single rows has answered, by the contents of the row.
+    """What a frozen network has answered to single rows, by the contents of the row.
 
-    limit: most rows to keep; others are computed each time. Copies of a network start with nothing kept.
+    limit: most rows to keep; others are computed each time. network: whose answers they are; its weights at the first answer count.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, network: nn.Module) -> None:
         if limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
         self.limit = limit
-        self._rows: dict[bytes, Tensor] = {}
+        self.network = network
+        self._rows: dict[bytes, Tensor] | None = None
 
     def __len__(self) -> int:
-        return len(self._rows)
-
-    def __deepcopy__(self, memo: dict) -> "RowMemory":
-        return RowMemory(self.limit)
+        return len(self._rows or ())
 
     def __reduce__(self) -> tuple:
-        return RowMemory, (self.limit,)
+        return RowMemory, (self.limit, self.network)
 
     def answer(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[Tensor]]) -> list[Tensor]:
         """The rows' outputs, in order; `compute` is called once, with the places of the keys that are not known."""
+        if self._rows is None:
+            self._rows = _KEPT.setdefault(_weights_digest(self.network), {})
         unknown = [place for place, key in enumerate(keys) if key not in self._rows]
         fresh = {}
         if unknown:
@@ -45,3 +52,12 @@ def row_keys(rows: Iterable[Tensor]) -> list[bytes]:
     """A digest of each row's bytes."""
     plain = (row.detach().cpu().contiguous().view(torch.uint8).numpy() for row in rows)
     return [hashlib.blake2b(row, digest_size=16).digest() for row in plain]
+
+
+def _weights_digest(network: nn.Module) -> bytes:
+    """A digest of a network's structure and of all its weights and statistics."""
+    digest = hashlib.blake2b(repr(network).encode(), digest_size=16)
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(row_keys([value.reshape(-1)])[0])
+    return digest.digest()

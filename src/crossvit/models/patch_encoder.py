@@ -36,7 +36,7 @@ class PatchEncoder(nn.Module):
     dropout: share of the map's channels that training leaves out of the patches (Tompson et al. 2015), a strong
         regulariser of what is trained on a frozen backbone.
     remember: with all of the backbone frozen, keep the maps of so many pictures (by their pixels) instead of computing
-        them in every epoch; of use where pictures are not cropped at random.
+        them in every epoch and stage; of use where pictures are not cropped at random.
 
     Raises ValueError for an unknown mode or a missing backbone, UserError for `remember` without freeze_at=5.
     """
@@ -75,7 +75,7 @@ class PatchEncoder(nn.Module):
         self._frozen = _frozen_modules(self.backbone, freeze_at, freeze_norm)
         for module in self._frozen:
             module.requires_grad_(False)
-        self._memory = RowMemory(remember) if remember else None
+        self._memory = RowMemory(remember, self.backbone) if remember else None
         self.train()
 
     def forward(self, image: Tensor) -> PatchFeatures:

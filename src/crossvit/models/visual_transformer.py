@@ -14,6 +14,7 @@ from crossvit.models.transformer import MLP, Attention, TransformerBlock
 class VisualTransformer(nn.Module):
     """[CLS; patches + positions] through pre-LN blocks and a final LayerNorm.
 
+    depth: 0 leaves the patches as they are. No block then writes into CLS, so it is their mean and nothing learned.
     grid_size: rows and columns of the learned position table (1, d, rows, columns); another grid gets it by bicubic
         interpolation.
     position_std: its standard deviation at the start. Patches out of a CNN are of the order of 1, so positions of .02
@@ -47,7 +48,7 @@ class VisualTransformer(nn.Module):
         self.width = self.pooled_width = width
         self.grid_size = tuple(grid_size)
         self.global_pool = global_pool
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02)) if depth else None
         self.position = nn.Parameter(torch.empty(1, width, *self.grid_size).normal_(std=position_std))
         self.drop = nn.Dropout(dropout)
         rates = [drop_path * layer / max(1, depth - 1) for layer in range(depth)]
@@ -61,9 +62,9 @@ class VisualTransformer(nn.Module):
     def forward(self, patches: Tensor, grid: Sequence[int] | None = None) -> Tensor:
         """patches (B, P, d), lying in `grid` rows and columns (default: the table's own, or a square) -> (B, 1 + P, d),
         CLS first."""
-        position = self._positions(patches.shape[1], grid)
-        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches + position], dim=1)
-        x = self.drop(x)
+        x = patches + self._positions(patches.shape[1], grid)
+        first = x.mean(dim=1, keepdim=True) if self.cls_token is None else self.cls_token.expand(x.shape[0], -1, -1)
+        x = self.drop(torch.cat([first, x], dim=1))
         for block in self.blocks:
             x, _ = block(x)
         return self.norm(x)

@@ -8,6 +8,7 @@ HEADINGS = {
     "vqcmi_fused": "VQCMI, fused score",
     "vqcmi_n_way": "N-way matching",
     "vqcmi_n_way_fused": "N-way matching, fused score",
+    "vqcmi_sum": "VQCMI, sum of fused and dual score",
     "classification": "Classification",
     "zero_shot": "Zero-shot classification",
     "linear_probe": "Linear probe",

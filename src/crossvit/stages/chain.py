@@ -7,9 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from crossvit.config import StageConfig, chain_configs, check_signatures
+from crossvit.config import StageConfig, chain_configs, check_signatures, storable
 from crossvit.errors import UserError
 from crossvit.stages.fingerprint import fingerprint
 from crossvit.stages.store import StageStore, StoredStage
@@ -126,7 +124,7 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return claim.commit(
         weights=weights,
-        config=OmegaConf.to_yaml(cfg, resolve=True),
+        config=storable(cfg),
         provenance={
             "stage": config.name,
             "option": config.option,

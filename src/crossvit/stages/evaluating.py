@@ -27,6 +27,7 @@ DATASETS = {
     "imagenet_vit": "ImageNet (ViT)",
     "coco": "COCO",
     "vlr": "VLR",
+    "coco_itm": "COCO (matching)",
     "coco_medium": "COCO (medium)",
     "vlr_medium": "VLR (medium)",
 }

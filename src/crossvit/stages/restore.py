@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
+from crossvit.config import register_resolvers
 from crossvit.errors import UserError
 from crossvit.models.crossvit import CrossViT
 from crossvit.models.weights import read_state_dict, transfer
@@ -49,7 +50,11 @@ def stage_directories(path: Path) -> list[Path]:
 
 
 def stored_config(directory: Path) -> DictConfig:
-    """The stage's config, without the files its network was initialised from: its own weights take their place."""
+    """The stage's config, without the files its network was initialised from: its own weights take their place.
+
+    Raises UserError where it is missing or damaged, or a package whose files the model needs is not installed.
+    """
+    register_resolvers()
     try:
         cfg = OmegaConf.load(directory / CONFIG)
         complete = all(OmegaConf.select(cfg, key) is not None for key in NEEDED)
@@ -60,8 +65,15 @@ def stored_config(directory: Path) -> DictConfig:
     if not complete:
         raise UserError(f"{directory / CONFIG} is damaged: it does not say how the model is built")
     for key in INITIAL_WEIGHTS:
-        if OmegaConf.select(cfg, key):
-            OmegaConf.update(cfg, key, False if key.endswith(".pretrained") and "backbone" in key else None)
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent)
+        if node is not None and name in node.keys():  # noqa: SIM118 (`in node` looks up what the value refers to)
+            node[name] = False if name == "pretrained" and "backbone" in key else None
+    try:
+        OmegaConf.resolve(cfg)
+    except InterpolationResolutionError as error:
+        reason = str(error).splitlines()[0].removeprefix("UserError raised while resolving interpolation: ")
+        raise UserError(f"{directory / CONFIG}: {reason}") from None
     return cfg
 
 

@@ -2,16 +2,23 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from crossvit.errors import UserError
+from crossvit.models import memory as module
 from crossvit.models.memory import RowMemory, row_keys
 from crossvit.models.patch_encoder import PatchEncoder
 from crossvit.models.timm_backbone import TimmBackbone
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr(module, "_KEPT", {})
+
+
 def test_answers_in_order_and_computes_a_row_once():
     rows = torch.arange(4.0)[:, None]
-    memory, asked = RowMemory(10), []
+    memory, asked = RowMemory(10, nn.Identity()), []
 
     def double(places):
         asked.append(places)
@@ -24,15 +31,34 @@ def test_answers_in_order_and_computes_a_row_once():
     assert len(memory) == 4
 
 
-def test_keeps_no_more_than_its_limit_and_copies_start_empty():
-    memory = RowMemory(2)
+def test_keeps_no_more_than_its_limit():
+    memory = RowMemory(2, nn.Identity())
     rows = torch.arange(5.0)[:, None]
     for _ in range(2):
         assert torch.stack(memory.answer(row_keys(rows), lambda places: rows[places])).equal(rows)
     assert len(memory) == 2
-    assert len(copy.deepcopy(memory)) == 0
     with pytest.raises(ValueError, match="limit"):
-        RowMemory(0)
+        RowMemory(0, nn.Identity())
+
+
+def test_networks_of_equal_weights_share_a_memory_and_others_do_not():
+    first, other = nn.BatchNorm1d(2).eval(), nn.BatchNorm1d(2).eval()
+    other.running_mean += 1
+    rows = torch.randn(3, 2)
+
+    def answers(memory: RowMemory, fail: bool = False) -> torch.Tensor:
+        def compute(places):
+            assert not fail
+            return memory.network(rows[places])
+
+        return torch.stack(memory.answer(row_keys(rows), compute))
+
+    expected = answers(RowMemory(9, first))
+    copied = copy.deepcopy(RowMemory(9, first))
+    assert copied.network is not first
+    assert torch.equal(answers(copied, fail=True), expected)
+    assert torch.equal(answers(RowMemory(9, other)), other(rows))
+    assert torch.equal(answers(RowMemory(9, first), fail=True), first(rows))
 
 
 def test_a_remembered_backbone_gives_what_it_would_compute():

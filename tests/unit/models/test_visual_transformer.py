@@ -24,6 +24,14 @@ def test_every_parameter_receives_a_gradient_under_each_pooling(pool):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vision.parameters())
 
 
+def test_without_blocks_cls_is_the_mean_of_the_patches_and_nothing_is_left_untrained():
+    vision = VisualTransformer(16, 0, 2, (3, 3), global_pool="avg", final_norm=False)
+    tokens = vision(torch.randn(4, 9, 16))
+    assert torch.allclose(tokens[:, 0], tokens[:, 1:].mean(1), atol=1e-6)
+    (vision.pool(tokens) * torch.randn(4, 16)).sum().backward()
+    assert [name for name, p in vision.named_parameters() if p.grad.abs().sum() > 0] == ["position"]
+
+
 def test_pooling_reads_what_it_says():
     tokens = torch.randn(2, 10, 16)
     assert torch.equal(VisualTransformer(16, 1, 2, (3, 3)).pool(tokens), tokens[:, 0])

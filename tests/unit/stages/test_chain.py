@@ -156,6 +156,21 @@ class TestRestore:
         assert cfg.patch_encoder.backbone.checkpoint is None
         assert cfg.text_encoder.pretrained is None
 
+    def test_files_of_a_package_are_looked_up_where_the_stage_is_loaded(self, copy):
+        gone = "${package_file:no_such_package,gone.pth}"
+        cfg = OmegaConf.load(copy / "config.yaml")
+        OmegaConf.update(cfg, "patch_encoder.backbone.checkpoint", gone, force_add=True)
+        OmegaConf.update(cfg, "text_encoder.folder", "${package_file:crossvit,models}", force_add=True)
+        OmegaConf.save(cfg, copy / "config.yaml")
+        OmegaConf.clear_resolver("package_file")  # as in a process that has composed nothing
+        cfg = stored_config(copy)
+        assert cfg.patch_encoder.backbone.checkpoint is None
+        assert Path(cfg.text_encoder.folder).is_dir()
+        cfg.text_encoder.folder = gone
+        OmegaConf.save(cfg, copy / "config.yaml")
+        with pytest.raises(UserError, match=r"config.yaml: needs the package no-such-package"):
+            stored_config(copy)
+
 
 class TestEvaluate:
     @pytest.fixture
@@ -215,6 +230,12 @@ class TestEvaluate:
         picture = next(copy.glob("train/*/*.JPEG"))
         shutil.copy(picture, picture.with_name("more.JPEG"))
         assert count() == first + 1
+
+    def test_the_sum_of_both_scores_is_a_measurement_of_its_own(self, stages, root):
+        cfg = compose([*SMOKE, f"paths.root={root}", "suite.coco.evaluator.with_dual=true"], "pipeline")
+        suite = OmegaConf.masked_copy(cfg.suite, ["coco"])
+        tasks = {cell.task for cell in evaluating.evaluate_stages([stages["vlr"]], suite, cfg.paths)}
+        assert tasks == {"vqcmi", "vqcmi_fused", "vqcmi_sum"}
 
     def test_a_head_that_no_stage_has_trained_gives_no_figure(self, stages, arguments):
         tasks = {cell.task for cell in evaluating.evaluate_stages([stages["coco"]], *arguments)}

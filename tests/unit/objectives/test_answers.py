@@ -64,6 +64,12 @@ def test_which_pairs_are_asked_about(hard, generated, rows):
     assert found.target[4:].tolist() == [[1, 0]] * (rows - 4)
 
 
+def test_pairs_that_are_all_false():
+    state = pair_state(cross_vit(), pairs(range(3), label=[0, 0, 0]), uniform())
+    (found,) = answers(state, "itm", True, True)
+    assert found.target.tolist() == [[1, 0]] * 3
+
+
 def test_several_captions_of_a_picture_share_the_target():
     # rows 0 and 1 show one picture, row 2 is false
     state = hand_state(torch.eye(3), torch.eye(3), 2.0, image_id=[4, 4, 5], label=torch.tensor([1, 1, 0]))

@@ -101,6 +101,14 @@ class TestAscent:
         more = climb(attack(state=larger, relative=True, eps=0.1, step_size=0.04), 5)
         torch.testing.assert_close(more.delta["text"], 10 * found.delta["text"])
 
+    def test_relative_to_the_elements_of_a_box(self):
+        # root mean squares over the elements that are not 0: 5 / sqrt 2 and sqrt 5 / sqrt 2 of the words, 2 and 5 of the patches
+        size = torch.tensor([5.0, math.sqrt(5)]) / math.sqrt(2)
+        for steps, share in ((2, 0.08), (5, 0.1)):
+            found = climb(attack(norm="linf", relative=True, eps=0.1, step_size=0.04), steps)
+            torch.testing.assert_close(found.delta["text"].flatten(1).amax(1), share * size)
+            torch.testing.assert_close(found.delta["patch"].flatten(1).amax(1), share * torch.tensor([2.0, 5.0]))
+
     def test_only_the_spaces_asked_for(self):
         found = climb(attack(["patch"]), 1)
         assert list(found.delta) == ["patch"]
@@ -178,6 +186,12 @@ class TestNoise:
         state.uniform = lambda n, stream: torch.arange(n) / n
         assert attack(state=state).noise(0)["patch"].flatten().tolist() == [-1, -0.5, 0, 0.5]
 
+    def test_as_many_words_as_there_are(self):
+        long = replace(
+            toy(), inputs=Perturbation(text=torch.ones(2, 5, 2)), text_mask=torch.ones(2, 5, dtype=torch.bool)
+        )
+        assert attack(["text"], lambda state: [], long).noise(0)["text"].shape == (2, 5, 2)
+
     def test_two_pictures_of_a_text_lie_side_by_side(self):
         state = replace(toy(), inputs=Perturbation(patch=torch.ones(4, 1, 2)))
         noise = attack(["patch"], lambda state: [], state).noise(0)["patch"]
@@ -193,6 +207,9 @@ def test_a_point_at_a_share_of_the_radius():
     torch.testing.assert_close(found.delta["text"][0], torch.tensor([[0.3, 0.4], [0, 0]]))
     found.place(slope)
     torch.testing.assert_close(found.delta["patch"], torch.tensor([[[-1.2, 1.6]], [[2.0, 0]]]))
+    own = attack(eps=0.1, relative=True)
+    own.place(slope)
+    torch.testing.assert_close(own.delta["patch"], torch.tensor([[[-0.12, 0.16]], [[0.5, 0]]]))
     box = attack(norm="linf", eps=2.0)
     box.place(slope, 0.25)
     assert box.delta["patch"].tolist() == [[[-0.5, 0.5]], [[0.5, 0]]]
@@ -214,6 +231,9 @@ class TestGradient:
         torch.testing.assert_close(grads.inputs["patch"], self.weight.detach().expand(2, 1, 2))
         torch.testing.assert_close(grads.parameters[0], 0.25 * torch.tensor([2.0, 5.0]))
         assert grads.parameters[1] is None
+        found.watch()
+        (whole,) = found.gradient(found.loss(), [self.weight]).parameters
+        torch.testing.assert_close(whole, torch.tensor([2.0, 5.0]))
 
     def test_the_loss_that_is_differentiated_is_scaled(self):
         """A gradient that fp16 would lose arrives whole."""
@@ -291,6 +311,20 @@ class TestLoss:
         assert self.attack(kl_weight=1.5).loss().item() == pytest.approx(self.attack().loss().item() + extra, abs=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{}, {"kl_detach": True}, {"kl_detach": False}])
+def test_whether_the_clean_answers_learn(settings):
+    weight = torch.tensor(1.0, requires_grad=True)
+
+    def ask(state):
+        logits = (weight if state.inputs.patch is PATCHES else 1.0) * state.inputs.patch[:, 0]
+        return [Answers(logits, torch.eye(2), torch.tensor([True, True]))]
+
+    found = Attack(toy(), ask, ["patch"], Ball(), kl_weight=1.0, **settings)
+    found.delta["patch"] = torch.ones_like(PATCHES).cumsum(2)
+    loss = found.loss()
+    assert loss.requires_grad == (settings.get("kl_detach") is False)
+
+
 def test_dropout_stays_as_it_is_and_the_clean_pass_is_asked_once():
     asked = []
 
@@ -313,7 +347,8 @@ def test_whether_patches_lead_on_is_passed_on():
     state.perturb = lambda added, through_cnn: seen.append(through_cnn) or perturb(added)
     for through in (True, False):
         Attack(state, value, BOTH, Ball(), through_cnn=through).answers()
-    assert seen == [True, False]
+    Attack(state, value, BOTH, Ball()).answers()
+    assert seen == [True, False, False]
 
 
 class TestFigures:
@@ -330,6 +365,12 @@ class TestFigures:
         # the loss being a mean over the two rows of the batch
         assert figures["text_fosc"].item() == pytest.approx(2 * (2 * 5 + 0.4 * math.sqrt(5) * 5) / 2, rel=1e-5)
         assert figures["patch_fosc"].item() == pytest.approx(2 * (0.8 * 10 + 2 * 1) / 2, rel=1e-5)
+
+    def test_a_share_of_small_inputs(self):
+        small = replace(toy(), inputs=Perturbation(patch=0.01 * PATCHES))
+        found = attack(["patch"], lambda state: [], small, relative=True, eps=0.4)
+        found.place({"patch": SLOPE["patch"]})
+        assert found.figures()["patch_share"].item() == pytest.approx(0.4)
 
     def test_at_the_maximum_nothing_is_left_to_gain(self):
         found = climb(attack(), 2)

@@ -8,6 +8,7 @@ from crossvit.objectives.matching import (
     Pairs,
     draw_hard_negatives,
     draw_negatives,
+    hard_pairs,
     match,
     matching_loss,
     matching_pairs,
@@ -92,6 +93,16 @@ class TestDraw:
         assert flat.image.tolist() == [2, 0, 1]
         assert draw_negatives(state) is drawn
 
+    def test_at_random_all_are_as_likely(self):
+        # picture 0 is close to caption 1 and far from 2; of two the number .6 takes the second
+        image = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        text = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
+        numbers = []
+        state = hand_state(image, text, uniform=lambda n: numbers.append(n) or torch.full((n,), 0.6))
+        assert draw_negatives(state, random=True).text[0] == 2
+        assert draw_negatives(state).text[0] == 1  # whose share is e / (e + 1 / e) = .88
+        assert numbers == [6, 6]
+
     def test_false_pairs_draw_none(self):
         state = hand_state(torch.eye(3), torch.eye(3), uniform=uniform(), label=torch.tensor([0, 1, 1]))
         drawn = draw_negatives(state)
@@ -134,6 +145,7 @@ class TestPairsOfAStep:
         assert generated.counted.tolist() == [True] * 6 + [False] * 2
         for part in (by_text, by_image, generated):
             assert not part.label.any()
+        assert torch.equal(hard_pairs(state)["by_text"].pooled, by_text.pooled)  # by likeness, if nothing is said
 
     def test_what_the_towers_say_of_them(self, state):
         image, text, false = state.image_embedding, state.text_embedding, state.negative_embedding
@@ -154,6 +166,18 @@ class TestPairsOfAStep:
         for name, part in first.parts.items():
             alone = state.match_logits(state.fuse(part.visual, part.tokens, part.pooled, part.mask).pooled)
             torch.testing.assert_close(first.logits_of(name), alone, rtol=1e-4, atol=1e-5)
+
+    def test_rows_without_a_negative_are_skipped_and_counted(self):
+        # picture 0 knows captions 0 and 1, and caption 1 also picture 1: only caption 0 and picture 1 draw one
+        state = pair_state(cross_vit(), pairs([0, 0, 1], [0, 1, 1]), uniform())
+        out = MatchingLoss()(state)
+        assert out.figures["skipped"] == 2 + 2
+        assert out.figures["pairs"] == 3 + 1 + 1
+        model = cross_vit()
+        model.itm.bias.data[1] = 9.0  # says that they belong together
+        one = MatchingLoss()(pair_state(model, pairs([0]), uniform()))
+        assert one.figures["skipped"] == 2
+        assert one.figures["accuracy"] == one.figures["pairs"] == 1
 
     def test_captions_are_padded_to_the_longest(self, state):
         given, generated = (matching_pairs(state, False, True)[name] for name in ("given", "generated"))

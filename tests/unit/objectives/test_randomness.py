@@ -20,6 +20,17 @@ def test_each_pass_draws_the_same_and_what_follows_goes_on_from_there():
     assert torch.equal(after, torch.rand(4))
 
 
+def test_the_numbers_of_a_gpu_too(monkeypatch):
+    """Its generator played by a list, for want of one."""
+    device, now = torch.device("cuda", 3), ["first"]
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda of: (of, now[-1]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, of: now.append((state, of)))
+    replay = Replay(device)
+    now.append("later")
+    with replay.again():
+        assert now[-1] == ((device, "first"), device)
+
+
 def test_another_state_draws_others():
     draws = []
     for seed in (1, 2):

@@ -26,5 +26,6 @@ def test_candidates_leave_out_every_pair_the_batch_speaks_of():
 def test_a_term_weighs_one_where_nothing_is_said(name):
     assert TERMS[name]().weight == 1
     assert TERMS[name](weight=0.25).weight == 0.25
+    assert TERMS[name](weight=0.0).weight == 0
     with pytest.raises(ValueError, match="weight must be >= 0, got -1"):
         TERMS[name](weight=-1)

@@ -467,6 +467,7 @@ class TestSettings:
 
     def test_what_is_allowed(self):
         AdversarialLoss(target="pseudo", init="uniform", eps=None)
+        assert AdversarialLoss(algorithm="villa").kl_weight == 1.5  # as published
         AdversarialLoss(algorithm="vat", target="pseudo")
         AdversarialLoss(algorithm="freelb", eps=None, step_size=1e-3, steps=1)
 

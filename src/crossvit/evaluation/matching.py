@@ -57,7 +57,8 @@ class Matching:
         pairs = ImageTextPairs(corpus.image_id, corpus.text_image_id, corpus.text_id)
         found = {self.task: self._dual(corpus, pairs)}
         if subject.scores_fused:
-            fused = _kept(_fused_score(subject, corpus))
+            fused = _fused_score(subject, corpus)
+            fused = _kept(fused) if self.with_dual else fused
             found[f"{self.task}_fused"] = self._ordered(fused, corpus, pairs)
             if self.with_dual:
                 found[f"{self.task}_sum"] = self._ordered(_with_dual(fused, subject, corpus), corpus, pairs)

@@ -64,3 +64,12 @@ def test_bootstrap_draws_whole_clusters():
     values = torch.randn(50, generator=torch.Generator().manual_seed(0))
     low, high = bootstrap(values.repeat_interleave(4), torch.arange(50).repeat_interleave(4))
     assert (low, high) == pytest.approx(bootstrap(values), abs=1e-6)
+
+
+def test_effective_size_of_clusters_by_hand():
+    # four clusters of two, mean 1/2: residuals 1, 0, 0, -1, so a robust variance of 2 / 64 x 4 / 3 = 1 / 24 over the binomial 1 / 32:
+    # 8 values count as 6
+    values = torch.tensor([1.0, 1, 1, 0, 0, 1, 0, 0])
+    found = estimate(values, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
+    assert (found.low, found.high) == pytest.approx(wilson(3, 6))
+    assert found.queries == 8

@@ -26,6 +26,9 @@ class ComputeCount(L.Callback):
     copy of the network, on the same batches. Nothing that training reads is touched: parameters, gradients, BatchNorm statistics and
     random numbers stay as they are.
 
+    A step whose figures are logged has the norms of the terms' gradients in it as well: `batches` below `trainer.log_every_n_steps` keeps
+    them out.
+
     Leaves `<trainer.default_root_dir>/compute.json`: flops_per_step and pair_passes_per_step of one optimizer step over all devices, and
     flops_per_pair (both of the latter None where a batch holds no pairs). The optimizer's own arithmetic is not counted.
     """
@@ -114,8 +117,16 @@ def pair_flops(network: nn.Module, batch: PairBatch) -> float:
     image = batch.image[:, 0] if batch.image.dim() == 5 else batch.image
     devices = [image.device] if image.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), flop_counter() as counter:
-        _pair_pass(copy.deepcopy(network), image, batch.tokens, batch.token_mask)
+        _pair_pass(_without_memory(copy.deepcopy(network)), image, batch.tokens, batch.token_mask)
     return counter.get_total_flops() / len(image)
+
+
+def _without_memory(network: nn.Module) -> nn.Module:
+    """A frozen encoder that remembers its answers computes them here."""
+    for module in network.modules():
+        if getattr(module, "_memory", None) is not None:
+            module._memory = None
+    return network
 
 
 def _pair_pass(network: nn.Module, image: Tensor, tokens: Tensor, mask: Tensor) -> None:

@@ -43,7 +43,7 @@ class Calibration:
             return []
         test, label, picture = self._scores(subject, self.split)
         if self.fit_split is None:
-            fitting = picture % 2 == 0
+            fitting = picture.unique(return_inverse=True)[1] % 2 == 0
             fit, fit_label = {name: score[fitting] for name, score in test.items()}, label[fitting]
             test = {name: score[~fitting] for name, score in test.items()}
             label, picture = label[~fitting], picture[~fitting]

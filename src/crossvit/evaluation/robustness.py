@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
 
 class Robustness:
-    """True/false accuracy under PGD over a range of eps, beside random changes of the same size, and the checks against masked gradients.
+    """True/false accuracy under PGD over a range of eps, beside random changes of that size, and the checks against masked gradients.
 
     space: what is changed, `text`, `patch` (shares of each sample's own norm, l2) or `pixel` (linf, in 255ths; changes are not clipped to
         the range of pixels).
@@ -39,7 +39,7 @@ class Robustness:
 
     Checks (Athalye et al. 2018), all at the middle eps unless they say otherwise: the loss rises with eps and with the number of steps;
     restarts do not find what one start misses by far; an attack without a bound leaves nothing; one made on the surrogate is no stronger
-    than one made on the model. They stay with the stage as `evaluations/robustness-<space>.json`.
+    than one made on the model. They stay with the stage as `evaluations/robustness_<space>.json`.
     """
 
     def __init__(
@@ -56,8 +56,11 @@ class Robustness:
     ) -> None:
         if space not in ("text", "patch", "pixel"):
             raise UserError(f"space={space}: choose text, patch or pixel")
-        if not eps or list(eps) != sorted(set(eps)) or min(eps) <= 0:
+        if not eps or not all(isinstance(e, int | float) and e > 0 for e in eps) or list(eps) != sorted(set(eps)):
             raise UserError(f"eps={list(eps)}: give numbers greater than 0 in ascending order")
+        for name, value, least in (("steps", steps, 1), ("limit", limit, 1), ("restarts", restarts, 0)):
+            if value < least:
+                raise UserError(f"{name}={value}: give at least {least}")
         if surrogate is not None and space != "pixel":
             raise UserError(f"surrogate: an attack on {space} means nothing to another model; give it with space=pixel")
         self.data, self.split, self.task, self.space = data, split, task, space
@@ -72,7 +75,7 @@ class Robustness:
             model, batches = subject.model, self._batches(subject)
             clean = self._outcome(model, batches, None)
             curve = {eps: self._attack(model, batches, eps) for eps in self.eps}
-            random = {eps: self._attack(model, batches, eps, direction="random") for eps in self.eps}
+            random = {eps: self._attack(model, batches, eps, 1, direction="random") for eps in self.eps}
             others = self._others(model, batches)
         task, middle = f"{self.task}_{self.space}", self._middle
         subject.keep(task, {"eps": self.eps, "steps": self.steps, "checks": self._checks(clean, curve, others)})

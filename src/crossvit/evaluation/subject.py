@@ -43,6 +43,7 @@ class Subject:
     """A trained stage as evaluators see it.
 
     trained: names of the model's parts that some stage of the chain has trained; the others are as initialised.
+    trained_last: those that the last stage has trained itself.
     classifier: the classification head with its forward function, in the stages that train one.
     keep: takes the name and the content (json) of what an evaluator leaves with the stage beside its figures.
     """
@@ -53,6 +54,7 @@ class Subject:
     classifier: nn.Module | None = None
     seed: int = 0
     keep: Callable[[str, dict[str, Any]], None] = lambda name, content: None
+    trained_last: frozenset[str] = frozenset()
 
     @property
     def scores_dual(self) -> bool:
@@ -61,8 +63,8 @@ class Subject:
 
     @property
     def scores_fused(self) -> bool:
-        """The matching head and the fusion below it are trained."""
-        return {"fusion", "itm"} <= self.trained
+        """The matching head and a fusion in which both sides meet are trained."""
+        return {"fusion", "itm"} <= self.trained and self.model.fusion.is_joint
 
     def batches(self, data, loader) -> Iterator:
         """The loader's batches on the device, images normalised, the model in eval mode, no gradient."""

@@ -16,15 +16,16 @@ from crossvit.metrics import (
 )
 from crossvit.tasks.cross_modal import pair_logits
 
-HEADS = ("two_image", "itm", "relation")
-
 
 class Verification:
     """True/false accuracy on a labelled split; a score of exactly 0 counts one half.
 
-    The head for two pictures answers where the chain has trained it, else the matching head, else the relation head of two classes; a
-    chain that has trained none gives no measurement of the model. blind: also train a text-only and an image-only
-    baseline on the `train` split and report them. groups: also report consistency, the share of sentences right on all their pictures.
+    On pairs of pictures the head for two pictures answers. On one picture it is the matching head or the relation head of two classes, of
+    two that are trained the one that the last stage has trained. Where the head is not trained there is no measurement of the model, nor
+    for the matching head of a model without fusion, whose answer does not depend on which picture meets which text.
+
+    blind: also train a text-only and an image-only baseline on the `train` split and report them. groups: also report consistency, the
+    share of sentences right on all their pictures.
     """
 
     def __init__(self, data, split: str = "test", task: str = "vlr", blind: bool = False, groups: bool = False) -> None:
@@ -37,14 +38,14 @@ class Verification:
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
-        found = []
-        head = next((head for head in HEADS if head in subject.trained), None)
-        if head is not None and "fusion" in subject.trained:
-            relation = head == "relation"
-            rows = [
-                (pair_logits(subject.model, batch, relation).float().cpu(), batch.label.cpu(), batch.text_id.cpu())
-                for batch in subject.batches(self.data, self.data.pair_loader(self.split))
-            ]
+        found, rows = [], []
+        for batch in subject.batches(self.data, self.data.pair_loader(self.split)):
+            head = answering_head(subject, two_images=batch.image.dim() == 5)
+            if head is None:
+                break
+            logits = pair_logits(subject.model, batch, relation=head == "relation")
+            rows.append((logits.float().cpu(), batch.label.cpu(), batch.text_id.cpu()))
+        if rows:
             logits, label, text_id = (torch.cat(column) for column in zip(*rows, strict=True))
             right = verification_accuracy(logits, label)
             found.append(Measurement(self.task, None, "Acc@1", estimate(right), 2, 0.5))
@@ -77,3 +78,14 @@ class Verification:
             torch.cat(small),
             torch.cat([batch.label for batch in batches]),
         )
+
+
+def answering_head(subject: Subject, two_images: bool) -> str | None:
+    """The trained head that answers for statements about one picture or two: of several that of the last stage; None without any."""
+    if two_images:
+        heads = ["two_image"]
+    else:
+        heads = ["itm"] if subject.scores_fused else []
+        heads += ["relation"] if subject.model.relation[-1].out_features == 2 else []
+    trained = [head for head in heads if {head, "fusion"} <= subject.trained]
+    return next((head for head in trained if head in subject.trained_last), trained[0] if trained else None)

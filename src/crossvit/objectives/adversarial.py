@@ -79,6 +79,8 @@ class AdversarialLoss(Term):
             raise ValueError(f"spaces={list(spaces)}: choose some of {', '.join(Perturbation._fields)}")
         if steps < 1 or step_size <= 0 or (eps is not None and eps <= 0):
             raise ValueError(f"steps={steps}, step_size={step_size}, eps={eps}: give numbers greater than 0")
+        if kl_weight < 0:
+            raise ValueError(f"kl_weight={kl_weight}: give a number of at least 0")
         if algorithm == "vat" and eps is None:
             raise ValueError("algorithm=vat needs eps, the radius at which the answers are compared")
         if target == "pseudo" and init == "zero" and algorithm != "vat":
@@ -93,7 +95,7 @@ class AdversarialLoss(Term):
         self.hard_negatives = hard_negatives
         self.reads_negatives = generated_negatives and attack == "itm"
         self.modules_used = ATTACKED[attack]
-        self.needs_terms = ("itc", "sigmoid") if attack == "itc" else (attack,)
+        self.needs_terms = (("itc", "sigmoid") if attack == "itc" else (attack,),)
         self.needs_teacher = target == "teacher"
         self.needs_label = attack in ("relation", "two_image")
         self.needs_two_images = attack == "two_image"

@@ -134,7 +134,7 @@ class Attack:
         return found
 
     def figures(self) -> dict[str, Tensor]:
-        """Norms of the perturbation, absolute and as a share of the input's; `fosc` of the summed loss where the ascent last looked."""
+        """Norms of the perturbation, absolute and as a share of the input's; `fosc`, of the loss times the pairs, at its last gradient."""
         found = {}
         for name, delta in self.delta.items():
             length = row_norm(delta.detach())

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from crossvit.distributed import global_mean
-from crossvit.objectives.answers import Answers, contrastive_answers, matching_answers
+from crossvit.objectives.answers import contrastive_answers, matching_answers
+from crossvit.objectives.contrastive import contrastive_logits
 from crossvit.objectives.matching import draw_negatives, match
 from crossvit.objectives.term import PairState, Term, TermOutput
 
 NEVER = -1e4  # logit of what is no candidate: its probability is 0, and a row of nothing else stays finite
-TOWERS = ("patch_encoder", "vision", "text_encoder", "itc_image", "itc_text", "logit_scale")
+ENCODERS = ("patch_encoder", "vision", "text_encoder")
+CONTRASTIVE = ("itc_image", "itc_text", "logit_scale")
+TOWERS = (*ENCODERS, *CONTRASTIVE)
 
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:
@@ -38,6 +41,13 @@ def mutual_divergence(
     return temperature**2 * loss / 2
 
 
+def positive(temperature: float) -> float:
+    """The temperature, if it is one. Raises ValueError."""
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: give a number greater than 0")
+    return temperature
+
+
 class MutualLearningLoss(Term):
     """Deep mutual learning of the two directions (`dml`): pair i's distribution over the batch's captions and its distribution over the
     batch's images, which are the same pairs, imitate each other.
@@ -46,7 +56,7 @@ class MutualLearningLoss(Term):
     """
 
     modules_used = TOWERS
-    needs_terms = ("itc", "sigmoid")
+    needs_terms = (("itc", "sigmoid"),)
 
     def __init__(
         self, weight: float = 1.0, temperature: float = 1.0, images_learn: bool = True, texts_learn: bool = True
@@ -54,7 +64,7 @@ class MutualLearningLoss(Term):
         super().__init__(weight)
         if not (images_learn or texts_learn):
             raise ValueError("images_learn and texts_learn are both false: nobody would learn")
-        self.temperature = temperature
+        self.temperature = positive(temperature)
         self.images_learn, self.texts_learn = images_learn, texts_learn
 
     def forward(self, state: PairState) -> TermOutput:
@@ -67,9 +77,8 @@ class MutualLearningLoss(Term):
 def directions(state: PairState) -> tuple[Tensor, Tensor]:
     """Logits (b, B) of the local images over the batch's captions and of the local captions over its images; `NEVER` for false pairs."""
     scale, true = state.logit_scale.exp(), state.all_ids[2]
-    with torch.autocast(state.image_embedding.device.type, enabled=False):
-        by_image = scale * state.image_embedding.float() @ state.all_text_embedding.float().t()
-        by_text = scale * state.text_embedding.float() @ state.all_image_embedding.float().t()
+    by_image = contrastive_logits(state.image_embedding, state.all_text_embedding, scale)
+    by_text = contrastive_logits(state.text_embedding, state.all_image_embedding, scale)
     return by_image.masked_fill(~true, NEVER), by_text.masked_fill(~true, NEVER)
 
 
@@ -92,7 +101,7 @@ class CyclicLoss(Term):
     modality that both are of."""
 
     modules_used = TOWERS[:-1]
-    needs_terms = ("itc", "sigmoid")
+    needs_terms = (("itc", "sigmoid"),)
 
     def __init__(self, weight: float = 1.0, cross_modal: float = 0.25, in_modal: float = 0.25) -> None:
         super().__init__(weight)
@@ -117,8 +126,6 @@ class DistillationLoss(Term):
     term. contrastive, matching: which answers are imitated. ramp: steps over which the weight grows from 0.
     """
 
-    modules_used = TOWERS
-    needs_terms = ("itc", "sigmoid")
     needs_teacher = True
 
     def __init__(
@@ -136,9 +143,11 @@ class DistillationLoss(Term):
         self.contrastive, self.matching, self.ramp = contrastive, matching, ramp
         self.hard_negatives = hard_negatives
         self.reads_negatives = generated_negatives and matching
-        if matching:
-            self.modules_used = (*TOWERS, "fusion", "itm")
-            self.needs_terms = ("itm",)
+        if ramp < 0:
+            raise ValueError(f"ramp={ramp}: give a number of steps, or 0 for the whole weight from the start")
+        parts, needed = (CONTRASTIVE if contrastive else ()), ((("itc", "sigmoid"),) if contrastive else ())
+        self.modules_used = (*ENCODERS, *parts, *(("fusion", "itm") if matching else ()))
+        self.needs_terms = (*needed, *((("itm",),) if matching else ()))
 
     def forward(self, state: PairState) -> TermOutput:
         asked = [contrastive_answers] if self.contrastive else []
@@ -148,16 +157,10 @@ class DistillationLoss(Term):
         for ask in asked:
             for mine, theirs in zip(ask(state), ask(state.teacher), strict=True):
                 target = theirs.logits.detach()
-                total = total + imitate(target, mine) / len(asked)
+                total = total + mine.loss(target.float().softmax(dim=1)) / len(asked)
                 entropy.append(entropy_of(target).mean())
         share = min(1.0, (state.step + 1) / self.ramp) if self.ramp else 1.0
         return TermOutput(share * total, {"target_entropy": torch.stack(entropy).mean(), "share": torch.tensor(share)})
-
-
-def imitate(target: Tensor, answers: Answers) -> Tensor:
-    """Global mean of the cross-entropy of answers against softmax(target), a scalar; halved for each of two directions."""
-    loss = divergence(target, answers.logits) + entropy_of(target)
-    return answers.share * global_mean(loss, answers.counted)[0]
 
 
 def entropy_of(logits: Tensor) -> Tensor:
@@ -174,7 +177,7 @@ class CrossDualLoss(Term):
     fusion_learns: one-way distillation where one is false. The candidates are those of the matching term with the same two switches.
     """
 
-    modules_used = (*TOWERS, "fusion", "itm")
+    needs_terms = (("itc", "sigmoid"), ("itm",))
 
     def __init__(
         self,
@@ -190,10 +193,14 @@ class CrossDualLoss(Term):
             raise ValueError("towers_learn and fusion_learns are both false: nobody would learn")
         if not (hard_negatives or generated_negatives):
             raise ValueError("hard_negatives and generated_negatives are both false: there is nothing to choose from")
-        self.temperature = temperature
+        self.temperature = positive(temperature)
         self.towers_learn, self.fusion_learns = towers_learn, fusion_learns
         self.hard_negatives, self.reads_negatives = hard_negatives, generated_negatives
-        self.needs_terms = ("itm",) if fusion_learns else ("itc", "sigmoid")
+        self.modules_used = (
+            *ENCODERS,
+            *(CONTRASTIVE if towers_learn else ()),
+            *(("fusion", "itm") if fusion_learns else ()),
+        )
 
     def forward(self, state: PairState) -> TermOutput:
         total = torch.zeros((), device=state.visual.device)

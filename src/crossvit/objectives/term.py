@@ -27,14 +27,14 @@ class Term(nn.Module):
     """A weighted loss term. `weight` 0 means the term is never called.
 
     `modules_used` names the parts of the model that this term sends gradients to; parts that no active term uses are frozen by the task.
-    `needs_label`, `needs_two_images`: of no use on data without a label, or with one picture a text. `needs_terms`: one of these must be
-    active too. `needs_teacher`: reads `PairState.teacher`. `reads_negatives`: uses the false captions that the data brings.
+    `needs_label`, `needs_two_images`: of no use on data without a label, or with one picture a text. `needs_terms`: of each of these
+    groups one must be active too. `needs_teacher`: reads `PairState.teacher`. `reads_negatives`: uses the false captions of the data.
     """
 
     modules_used: tuple[str, ...] = ()
     needs_label = False
     needs_two_images = False
-    needs_terms: tuple[str, ...] = ()
+    needs_terms: tuple[tuple[str, ...], ...] = ()
     needs_teacher = False
     reads_negatives = False
 

@@ -43,7 +43,10 @@ class Plan:
     def check(self) -> None:
         """Raises UserError, naming the key, where a name stands for nothing or a seed or an arm stands twice."""
         for key in ("arms", "seeds"):
-            values = list(getattr(self, key))
+            values = getattr(self, key)
+            if not isinstance(values, Sequence) or isinstance(values, str):
+                raise UserError(f"study.{key}={values}: give a list")
+            values = list(values)
             if not values or len(set(values)) < len(values):
                 raise UserError(f"study.{key}={values}: name at least one, and each once")
         if not self.metrics:
@@ -58,9 +61,24 @@ class Plan:
         twice = [arm for arm in placed if placed.count(arm) > 1]
         if twice:
             raise UserError(f"study.families: {twice[0]!r} stands in two; an arm is corrected for once")
+        for name, selectors in self.metrics.items():
+            good = (
+                isinstance(selectors, Sequence) and not isinstance(selectors, str) and all("/" in s for s in selectors)
+            )
+            if not good or not selectors:
+                raise UserError(f"study.metrics.{name}={selectors}: give a list of task/metric, e.g. [vlr/Acc@1]")
+        for key in ("escaped", "goal"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"study.{key}={value}: give a share between 0 and 1")
         for name, claim in self.claims.items():
+            where = f"study.claims.{name}"
+            if not {"says", "evidence"} <= set(claim):
+                raise UserError(f"{where}: write what it says, and its evidence (a list, which may be empty)")
             for evidence in claim["evidence"]:
-                where = f"study.claims.{name}"
+                lacking = [key for key in ("arm", "expected", "than", "metric") if key not in evidence]
+                if lacking:
+                    raise UserError(f"{where}: the evidence lacks {', '.join(lacking)}")
                 if evidence["metric"] not in self.metrics:
                     raise UserError(f"{where}: metric {evidence['metric']!r} is not in study.metrics")
                 if evidence["expected"] not in ("higher", "lower"):

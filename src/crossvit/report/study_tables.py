@@ -13,7 +13,8 @@ from crossvit.report.table import heading
 LEGEND = """\
 In percent; mean ± standard deviation over seeds (least seed). Differences are taken seed by seed, in points, with the 95 % t interval of
 their mean. p: exact sign-flip test, which n seeds cannot bring below 2/2^n; Holm: corrected within the arm's family. A verdict goes by the
-interval: "supported" or "refuted" where it lies on one side of 0, else "undecided".
+interval: "supported" or "refuted" where it lies on one side of 0, else "undecided"; it needs three seeds. Verdicts are each for itself, not
+corrected for their number, and at the arms' own lengths: what an arm cost, and what a base does with as much, stands in the tables before.
 """
 
 
@@ -104,8 +105,8 @@ def verdict(difference: Difference | None, expected: str) -> str:
     """By the interval of the difference, in words."""
     if difference is None:
         return NOT_MEASURED
-    if difference.low is None:
-        return "undecided: one seed"
+    if difference.count < 3:
+        return "undecided: fewer than three seeds"
     if difference.low <= 0 <= difference.high:
         return "undecided"
     return "supported" if (difference.low > 0) == (expected == "higher") else "refuted"

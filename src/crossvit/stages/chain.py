@@ -122,6 +122,7 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
             "optimizer.lr, or see where it begins with debug=anomaly"
         )
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    here = {name.split(".")[0] for name, p in task.network.named_parameters() if p.requires_grad}
     return claim.commit(
         weights=weights,
         config=storable(cfg),
@@ -130,10 +131,8 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
             "option": config.option,
             "task": cfg.stage.task,
             "provides": list(task.provides),
-            "trained_modules": sorted(
-                {name.split(".")[0] for name, p in task.network.named_parameters() if p.requires_grad}
-                | set(parent.provenance["trained_modules"] if parent else ())
-            ),
+            "trained_here": sorted(here),
+            "trained_modules": sorted(here | set(parent.provenance["trained_modules"] if parent else ())),
             "parent": parent.fingerprint if parent else None,
             "data": manifest,
             "metrics": metrics,

@@ -60,6 +60,8 @@ def evaluate_stages(
                 opened[address] = open_data(cfg, name, entry)
             data = opened[address]
             evaluator = make_evaluator(name, entry, data)
+            if plain["evaluator"].get("surrogate") is not None:
+                plain["evaluator"]["surrogate"] = stage_directories(Path(plain["evaluator"]["surrogate"]))[-1].name
             plain["data"] = {key: value for key, value in plain["data"].items() if not key.endswith(("root", "roots"))}
             key = hashlib.sha256(
                 json.dumps([plain, data.manifest(evaluator.splits)], sort_keys=True).encode()
@@ -134,9 +136,9 @@ def load_subject(stored: StoredStage, cfg: DictConfig) -> Subject:
     def keep(name: str, content: dict[str, Any]) -> None:
         write_atomically(stored.path / "evaluations" / f"{name}.json", json.dumps(content, indent=2).encode())
 
-    return Subject(
-        model.to(device), frozenset(stored.provenance["trained_modules"]), device, classifier, cfg.seed, keep
-    )
+    record = stored.provenance
+    trained, last = (frozenset(record.get(key, ())) for key in ("trained_modules", "trained_here"))
+    return Subject(model.to(device), trained, device, classifier, cfg.seed, keep, last)
 
 
 def to_cell(measurement: Measurement, stored: StoredStage, cfg: DictConfig) -> Cell:

@@ -53,7 +53,7 @@ def check_terms(terms, data) -> None:
                 f"objective.{key} needs statements about two pictures, and {name} has one each: "
                 f"set objective.{key}.weight=0"
             )
-    if two_images and not any(term.needs_two_images for term in terms.values()):
-        raise UserError(
-            f"{name} has two pictures for each statement, and no term of the objective reads the second: objective=two_image"
-        )
+        if two_images and not term.needs_two_images:
+            raise UserError(
+                f"objective.{key} reads one picture a text, and {name} has two: set objective.{key}.weight=0, e.g. objective=two_image"
+            )

@@ -44,10 +44,9 @@ class CrossModalTask(Task):
         if not self.terms:
             raise ValueError("objective: every weight is 0, there is nothing to train")
         for name, term in self.terms.items():
-            if term.needs_terms and not any(other in self.terms for other in term.needs_terms):
-                raise UserError(
-                    f"objective.{name} needs one of {', '.join(term.needs_terms)} beside it: give it a weight"
-                )
+            for group in term.needs_terms:
+                if not any(other in self.terms for other in group):
+                    raise UserError(f"objective.{name} needs {' or '.join(group)} beside it: give it a weight")
         self.seed = seed
         used = {name for term in self.terms.values() for name in term.modules_used}
         for name, parameter in model.named_parameters():

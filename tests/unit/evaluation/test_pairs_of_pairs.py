@@ -23,6 +23,8 @@ class Reader:
     The fused score is the dual one turned round.
     """
 
+    fusion = SimpleNamespace(is_joint=True)
+
     def eval(self):
         return self
 

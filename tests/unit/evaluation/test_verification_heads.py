@@ -20,15 +20,17 @@ class Data:
         return image
 
 
-def accuracy(trained: set[str], right: str | None) -> float | None:
+def accuracy(
+    trained: set[str], right: str | None, last: str | None = None, fusion: str = "co_attention"
+) -> float | None:
     """With a network whose head `right` says "true" to everything, and all others "false"."""
-    model = cross_vit("none")
+    model = cross_vit(fusion)
     for name in ("itm", "relation"):
         for parameter in getattr(model, name).parameters():
             parameter.data.zero_()
-        last = list(getattr(model, name).parameters())[-1]
-        last.data.copy_(torch.tensor([0.0, 1.0] if name == right else [1.0, 0.0]))
-    subject = Subject(model, frozenset(trained), torch.device("cpu"))
+        bias = list(getattr(model, name).parameters())[-1]
+        bias.data.copy_(torch.tensor([0.0, 1.0] if name == right else [1.0, 0.0]))
+    subject = Subject(model, frozenset(trained), torch.device("cpu"), trained_last=frozenset({last} if last else ()))
     found = Verification(Data())(subject)
     return found[0].estimate.value if found else None
 
@@ -44,3 +46,18 @@ def test_the_trained_head_answers(trained, answers):
 
 def test_no_head_no_figure():
     assert accuracy({"vision"}, None) is None
+
+
+def test_of_two_heads_the_one_of_the_last_stage_answers():
+    both = {"fusion", "itm", "relation"}
+    assert accuracy(both, "relation", last="relation") == 0.75
+    assert accuracy(both, "itm", last="itm") == 0.75
+
+
+def test_without_fusion_the_matching_head_knows_nothing_of_the_pair():
+    assert accuracy({"fusion", "itm"}, "itm", fusion="none") is None
+    assert accuracy({"fusion", "itm", "relation"}, "relation", fusion="none") == 0.75
+
+
+def test_a_head_for_two_pictures_does_not_answer_for_one():
+    assert accuracy({"fusion", "two_image"}, None) is None

@@ -472,9 +472,9 @@ class TestSettings:
         AdversarialLoss(algorithm="freelb", eps=None, step_size=1e-3, steps=1)
 
     def test_what_it_needs(self):
-        assert AdversarialLoss().needs_terms == ("itm",)
-        assert AdversarialLoss(attack="itc").needs_terms == ("itc", "sigmoid")
-        assert AdversarialLoss(attack="relation").needs_terms == ("relation",)
+        assert AdversarialLoss().needs_terms == (("itm",),)
+        assert AdversarialLoss(attack="itc").needs_terms == (("itc", "sigmoid"),)
+        assert AdversarialLoss(attack="relation").needs_terms == (("relation",),)
         for attack in ATTACKED:
             term = AdversarialLoss(attack=attack)
             assert term.modules_used == ATTACKED[attack]

@@ -17,7 +17,6 @@ from crossvit.objectives.imitation import (
     directions,
     divergence,
     entropy_of,
-    imitate,
     mutual_divergence,
 )
 from crossvit.objectives.matching import draw_negatives, match
@@ -202,10 +201,10 @@ class TestDistillation:
     def test_imitation_is_cross_entropy(self):
         mine = Answers(HALF.repeat(2, 1), None, torch.tensor([True, False]), share=0.5)
         target = torch.cat([THREE_QUARTERS, 9 * THREE_QUARTERS])
-        assert imitate(target, mine).item() == pytest.approx(0.5 * math.log(2), abs=1e-6)
+        assert mine.loss(target.softmax(dim=1)).item() == pytest.approx(0.5 * math.log(2), abs=1e-6)
         mine = mine._replace(logits=THREE_QUARTERS.repeat(2, 1))
         expected = 0.5 * (0.75 * math.log(4 / 3) + 0.25 * math.log(4))
-        assert imitate(target, mine).item() == pytest.approx(expected, abs=1e-6)
+        assert mine.loss(target.softmax(dim=1)).item() == pytest.approx(expected, abs=1e-6)
 
     def test_with_the_hard_term_it_has_the_published_targets(self):
         """a x distillation + (1 - a) x contrastive = cross-entropy against a x teacher + (1 - a) x label, as in ALBEF."""
@@ -271,8 +270,10 @@ class TestDistillation:
         assert torch.equal(draw_negatives(state).text, draw_negatives(state.teacher).text)
 
     def test_what_it_needs(self):
-        assert DistillationLoss().needs_terms == ("itc", "sigmoid")
-        assert DistillationLoss(matching=True).needs_terms == ("itm",)
+        assert DistillationLoss().needs_terms == (("itc", "sigmoid"),)
+        assert DistillationLoss(matching=True).needs_terms == (("itc", "sigmoid"), ("itm",))
+        alone = DistillationLoss(contrastive=False, matching=True)
+        assert alone.needs_terms == (("itm",),) and "itc_text" not in alone.modules_used
         assert "fusion" not in DistillationLoss().modules_used
         assert {"fusion", "itm", "itc_image"} < set(DistillationLoss(matching=True).modules_used)
         assert DistillationLoss().needs_teacher
@@ -357,8 +358,9 @@ class TestCrossDual:
         assert got == shared | {"towers": towers, "fusion": fusion, "both": towers | fusion}[learns]
 
     def test_what_it_needs(self):
-        assert CrossDualLoss().needs_terms == CrossDualLoss(towers_learn=False).needs_terms == ("itm",)
-        assert CrossDualLoss(fusion_learns=False).needs_terms == ("itc", "sigmoid")
+        assert CrossDualLoss().needs_terms == (("itc", "sigmoid"), ("itm",))
+        assert "itc_text" not in CrossDualLoss(towers_learn=False).modules_used
+        assert "fusion" not in CrossDualLoss(fusion_learns=False).modules_used
         assert CrossDualLoss().reads_negatives
         assert not CrossDualLoss(generated_negatives=False).reads_negatives
         with pytest.raises(ValueError, match="nobody would learn"):

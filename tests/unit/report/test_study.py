@@ -141,7 +141,7 @@ def test_verdict():
     difference = grid().difference("late", "base", "vlr")
     assert [verdict(difference, word) for word in ("lower", "higher")] == ["supported", "refuted"]
     assert verdict(difference._replace(low=-0.1, high=0.1), "lower") == "undecided"
-    assert verdict(difference._replace(low=None, high=None), "lower") == "undecided: one seed"
+    assert verdict(difference._replace(count=2), "lower") == "undecided: fewer than three seeds"
     assert verdict(None, "lower") == "not measured yet"
 
 

@@ -55,7 +55,7 @@ CASES = {
     ),
     "queue": ({"itc": partial(ContrastiveLoss, queue_size=20)}, pairs(SHARED)),
     "fused scorer and towers": (
-        {"itm": MatchingLoss, "crossdual": CrossDualLoss},
+        {"itc": ContrastiveLoss, "itm": MatchingLoss, "crossdual": CrossDualLoss},
         pairs(SHARED, negatives=2, without_negatives=[0, 3, 7]),
     ),
     "masked words": (

@@ -228,14 +228,14 @@ def _uniform(n: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"mlm": MaskedLanguageLoss()}, "objective.mlm needs one of itm, relation, two_image beside it"),
+        ({"mlm": MaskedLanguageLoss()}, "objective.mlm needs itm or relation or two_image beside it"),
         (
             {"itc": ContrastiveLoss(), "adversarial": AdversarialLoss()},
-            "objective.adversarial needs one of itm beside it",
+            "objective.adversarial needs itm beside it",
         ),
         (
             {"itm": MatchingLoss(), "distill": DistillationLoss()},
-            "objective.distill needs one of itc, sigmoid beside it",
+            "objective.distill needs itc or sigmoid beside it",
         ),
     ],
 )

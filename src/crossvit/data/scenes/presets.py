@@ -53,8 +53,9 @@ PRESETS: dict[str, Preset] = {
             diameters={"small": 0.28, "large": 0.40},
             subject_first=True,
         ),
-        # Grid, sizes and word order are those of "easy", so that what a model learned there is still right and the share
-        # of two objects keeps it: with four objects alone, or captions in both directions, all arms stay at chance.
+        # Grid, diameters and word order are those of "easy", and a share of the scenes has two objects: what a model learned
+        # there stays right, and it goes on from it. With four objects alone, or captions in both directions, it forgot the
+        # relations within two epochs.
         Preset(
             "medium",
             2,

@@ -17,6 +17,8 @@ def build_trainer(cfg: DictConfig, directory: Path):
     import lightning as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    from crossvit.callbacks.interrupt import Interrupt
+
     # torch's own deprecation, raised inside Lightning at every stage
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
@@ -30,7 +32,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
         return L.Trainer(
             **settings,
             default_root_dir=str(directory),
-            callbacks=callbacks,
+            callbacks=[*callbacks, Interrupt()],
             logger=loggers,
             use_distributed_sampler=False,
         )

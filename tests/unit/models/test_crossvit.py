@@ -61,8 +61,11 @@ def test_every_parameter_receives_a_gradient(fusion_kind, make_model, image, tok
         model.text_features(torch.nn.functional.pad(tokens, (0, 11), value=5), None),
     )
     fused = model.fuse(visual, text)
-    similarity = model.logit_scale.exp() * model.embed_visual(visual) @ model.embed_text(text).T
+    similarity = model.logit_scale.exp() * model.embed_visual(visual) @ model.embed_text(text).T + model.logit_bias
+    masked = model.text_features(tokens, None, model.mlm.mask_embedding.expand(*tokens.shape, -1))
+    words = model.masked_word_logits(model.fuse(visual, masked).text.flatten(0, 1))
     heads = (model.match_logits(fused), model.relation_logits(fused), model.two_image_logits(fused, fused), similarity)
+    heads = (*heads, words)
     sum((logits * torch.randn_like(logits)).sum() for logits in heads).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
     assert without == []

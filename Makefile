@@ -24,7 +24,7 @@ demo: env # DEMO=smoke: the same in seconds; OVERRIDES='seed=1': more keys
 	$(VENV)/bin/crossvit pipeline experiment=$(DEMO) $(OVERRIDES)
 
 test: env
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: env
 	$(VENV)/bin/python -m ruff check src tests

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-OFF = [f"suite.{name}=null" for name in ("coco", "twins", "vsr_compositional", "vsr_medium")]
+OFF = [f"suite.{name}=null" for name in ("coco", "twins", "vsr_compositional", "attacked_text", "attacked_patch")]
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def test_every_test_set_of_the_suite_is_found(experiment):
     assert found == expected | {"coco": 400, "vlr": 2035, "nlvr": 2967, "zero_shot": 1000, "calibration": 2035}
 
 
+@pytest.mark.slow
 @both
 def test_two_steps_of_every_stage_run_and_hand_over(experiment):
     links = run_chain(experiment, "pipeline")

@@ -60,6 +60,7 @@ def test_its_cells_a_second_run_and_the_report(study, results, job, tmp_path):
     assert written(results) == before
 
 
+@pytest.mark.slow
 def test_killed_in_its_midst_it_leaves_no_half_cell_and_goes_on(study, results, start, job, tmp_path):
     long = [*study, *OFF, "arm=base", "trainer.max_epochs=200"]
     first = start(*long)

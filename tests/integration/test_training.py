@@ -123,6 +123,7 @@ def test_a_sweep_trains_each_shared_stage_once(job, corpus, smoke, tmp_path):
     assert sorted(len(chain) for chain in chains) == [1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.slow
 def test_two_processes_on_the_cpu_train_what_one_trains(vlr, job, tmp_path):
     done = job(*vlr, "trainer=ddp_sim")
     assert done.code == 0, done.err

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from crossvit.report.cells import Cell
@@ -24,7 +25,7 @@ def plot_robustness(cells: Sequence[Cell], path: str | os.PathLike) -> Path:
     rows = list(dict.fromkeys(cell.row for cell in cells if cell.task in tasks))
     figure = canvas(PANEL[0] * len(tasks), PANEL[1] * 1.3)
     for panel, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        for colour, row in zip(COLOURS, rows, strict=False):
+        for colour, row in zip(cycle(COLOURS), rows, strict=False):
             for kind, style in (("eps", "-"), ("random", "--")):
                 points = curve([cell for cell in cells if cell.task == task and cell.row == row], kind)
                 if points:

@@ -54,8 +54,7 @@ PRESETS: dict[str, Preset] = {
             subject_first=True,
         ),
         # Grid, diameters and word order are those of "easy", and a share of the scenes has two objects: what a model learned
-        # there stays right, and it goes on from it. With four objects alone, or captions in both directions, it forgot the
-        # relations within two epochs.
+        # there stays right, and it goes on from it.
         Preset(
             "medium",
             2,

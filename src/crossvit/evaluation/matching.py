@@ -53,7 +53,15 @@ class Matching:
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
-        corpus = encode_corpus(subject, self.data, self.split)
+        return [
+            measurement
+            for task, directions in self.rankings(subject, encode_corpus(subject, self.data, self.split)).items()
+            for direction, result in directions.items()
+            for measurement in self._figures(task, direction, result)
+        ]
+
+    def rankings(self, subject: Subject, corpus: Corpus) -> dict[str, dict[str, RetrievalResult]]:
+        """{task: {direction: what was found}} of the dual encoder and, where they are trained, of the other scores."""
         pairs = ImageTextPairs(corpus.image_id, corpus.text_image_id, corpus.text_id)
         found = {self.task: self._dual(corpus, pairs)}
         if subject.scores_fused:
@@ -62,12 +70,7 @@ class Matching:
             found[f"{self.task}_fused"] = self._ordered(fused, corpus, pairs)
             if self.with_dual:
                 found[f"{self.task}_sum"] = self._ordered(_with_dual(fused, subject, corpus), corpus, pairs)
-        return [
-            measurement
-            for task, directions in found.items()
-            for direction, result in directions.items()
-            for measurement in self._figures(task, direction, result)
-        ]
+        return found
 
     def _figures(self, task: str, direction: str, result: RetrievalResult) -> list[Measurement]:
         """Acc@k by any positive; R-precision, which wants all of them, where there are several; what the shortlist leaves to reach."""

@@ -51,12 +51,7 @@ class ZeroShot:
         templates, tokenizer = self._sentences(), self.data.tokenizer
         names = [name.split(",")[0].strip() for _, name in self.data.classes]
         texts = [template(name) for name in names for template in templates]
-        parts = []
-        for start in range(0, len(texts), PAIRS_PER_CALL):
-            tokens, mask = tokenizer.encode(texts[start : start + PAIRS_PER_CALL])
-            features = subject.model.text_features(tokens.to(subject.device), mask.to(subject.device))
-            parts.append(subject.model.embed_text(features))
-        sentences = torch.cat(parts).unflatten(0, (len(names), len(templates)))
+        sentences = embed_sentences(subject, tokenizer, texts).unflatten(0, (len(names), len(templates)))
         return nn.functional.normalize(sentences.mean(dim=1), dim=-1)
 
     def _sentences(self) -> list[Callable[[str], str]]:
@@ -65,3 +60,13 @@ class ZeroShot:
 
             return list(OPENAI_IMAGENET_TEMPLATES)
         return [lambda name, text=text: text.replace("{}", name) for text in self.templates]
+
+
+def embed_sentences(subject: Subject, tokenizer, texts: Sequence[str]) -> Tensor:
+    """The unit embeddings (T, E) of texts, on the device."""
+    parts = []
+    for start in range(0, len(texts), PAIRS_PER_CALL):
+        tokens, mask = tokenizer.encode(texts[start : start + PAIRS_PER_CALL])
+        features = subject.model.text_features(tokens.to(subject.device), mask.to(subject.device))
+        parts.append(subject.model.embed_text(features))
+    return torch.cat(parts)

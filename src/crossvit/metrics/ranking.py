@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crossvit.metrics.accuracy import count_true, hit_probability, nan_last, rank_counts
 from crossvit.metrics.pairs import BlockScore, PairScore
+from crossvit.metrics.precision import precision_at_k
 from crossvit.metrics.result import RetrievalResult
 
 BLOCK = 2**22  # scores held at a time
@@ -68,7 +69,7 @@ def count_block(scores: Tensor, positives: Tensor, rows: Tensor, cluster: Tensor
     if wanted.max() <= 1:  # of one positive the share found is the chance that it comes first
         precision = hit_probability(greater, tied, matched, 1)
     else:
-        precision = r_precision(scores, mask)
+        precision = precision_at_k(scores, mask, wanted)
     return RetrievalResult(
         query=rows,
         cluster=cluster[rows],
@@ -80,16 +81,3 @@ def count_block(scores: Tensor, positives: Tensor, rows: Tensor, cluster: Tensor
         precision=precision.cpu(),
         nan=nan.cpu(),
     )
-
-
-def r_precision(scores: Tensor, positives: Tensor) -> Tensor:
-    """Expected share of positives among the first R = number of positives, (q,) float64; 0 where there is none. No NaN in `scores`."""
-    wanted = positives.sum(1)
-    if not wanted.any():
-        return torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
-    top = scores.topk(int(wanted.max()), dim=1).values
-    cut = top.gather(1, (wanted[:, None] - 1).clamp_min(0))
-    above, equal = scores > cut, scores == cut
-    room = (wanted - count_true(above)).double()
-    hits = count_true(above & positives) + room * count_true(equal & positives) / count_true(equal)
-    return torch.where(wanted > 0, hits / wanted.clamp_min(1), 0.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossvit.metrics.accuracy import chance_at_k, hit_bounds, hit_probability
 from crossvit.metrics.gather import gather_rows
-from crossvit.metrics.intervals import Estimate, estimate
+from crossvit.metrics.intervals import Estimate, bootstrap, estimate
 
 TIE_WARNING = 0.001  # Acc@k moved by ties by more than this is worth a remark.
 
@@ -54,6 +54,20 @@ class RetrievalResult:
     def r_precision_chance(self) -> float:
         """R-precision of a random ranking: the mean share of positives among the candidates."""
         return (self.positives / self.candidates)[self.answerable].double().mean().item()
+
+    def mean_rank(self, confidence: float = 0.95) -> Estimate:
+        """Mean place of the best positive, counted from 1, by expectation under ties; a bootstrap interval over clusters. No fraction."""
+        rank = (1 + self.greater + self.tied / (self.matched + 1).double())[self.answerable]
+        if not len(rank):
+            return Estimate(float("nan"), 1.0, float(max(1, self.num_candidates)), 0)
+        mean = rank.mean().item()
+        low, high = bootstrap(rank, self.cluster[self.answerable], confidence=confidence)
+        return Estimate(mean, min(low, mean), max(high, mean), len(rank))
+
+    @property
+    def mean_rank_chance(self) -> float:
+        """Mean place of the best of P positives in a random order of N candidates: (N + 1) / (P + 1)."""
+        return ((self.candidates + 1) / (self.positives + 1).double())[self.answerable].mean().item()
 
     def chance(self, k: int) -> float:
         """Mean Acc@k of a random ranking of the same candidates."""

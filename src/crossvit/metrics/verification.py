@@ -29,6 +29,40 @@ def balanced_accuracy(correct: Tensor, labels: Tensor) -> float:
     return torch.stack(shares).mean().item() if shares else float("nan")
 
 
+def f1_score(scores: Tensor, labels: Tensor, threshold: float = 0.0) -> float:
+    """F1 of saying true above a threshold: 2 TP / (2 TP + FP + FN), all of them expected counts where a score ties with the threshold.
+
+    Args:
+        scores: (B,), higher = true. NaN says false.
+        labels: (B,) of 0 and 1, or bool.
+
+    Returns:
+        A float; nan where no label is 1.
+    """
+    if scores.ndim != 1 or labels.shape != scores.shape:
+        raise ValueError(f"scores and labels must both be (B,), got {tuple(scores.shape)} and {tuple(labels.shape)}")
+    said = (scores > threshold).double() + 0.5 * (scores == threshold).double()
+    true = labels.double()
+    positives = true.sum().item()
+    return 2 * (said * true).sum().item() / (said.sum().item() + positives) if positives else float("nan")
+
+
+def f1_chance(labels: Tensor) -> float:
+    """F1 of a fair coin on these labels, by expected counts."""
+    return f1_score(torch.zeros(len(labels)), labels)
+
+
+def macro_f1(scores: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that occur of the F1 of choosing the class of the highest score, (B, K) and (B,); ties share the choice."""
+    scores, _ = nan_last(scores)
+    best = scores == scores.amax(dim=1, keepdim=True)
+    chosen = best.double() / best.sum(dim=1, keepdim=True)
+    true = torch.nn.functional.one_hot(labels, scores.shape[1]).double()
+    occurs = true.sum(0) > 0
+    f1 = 2 * (chosen * true).sum(0) / (chosen.sum(0) + true.sum(0)).clamp_min(1e-12)
+    return f1[occurs].mean().item() if occurs.any() else float("nan")
+
+
 def auroc(scores: Tensor, labels: Tensor) -> float:
     """Area under the ROC curve: the chance that a true pair scores above a false one, ties one half (Mann-Whitney).
 

@@ -5,6 +5,19 @@ from dataclasses import dataclass, fields
 HEADINGS = {
     "vqcmi": "VQCMI: natural-image matching",
     "mimic": "MIMIC-III: medical (MIMIC-CXR layout)",
+    "mimic_fused": "Medical, fused score",
+    "mimic_strict": "Medical, own report alone is right",
+    "mimic_fused_strict": "Medical, own report alone is right, fused score",
+    "mimic_precision": "Medical, precision by class",
+    "mimic_zero_shot": "Medical, labels by prompts",
+    "openi": "OpenI",
+    "openi_fused": "OpenI, fused score",
+    "openi_strict": "OpenI, own report alone is right",
+    "openi_fused_strict": "OpenI, own report alone is right, fused score",
+    "openi_precision": "OpenI, precision by class",
+    "openi_zero_shot": "OpenI, labels by prompts",
+    "scenes": "Scenes (control)",
+    "scenes_fused": "Scenes (control), fused score",
     "vqcmi_fused": "VQCMI, fused score",
     "vqcmi_n_way": "N-way matching",
     "vqcmi_n_way_fused": "N-way matching, fused score",
@@ -37,14 +50,15 @@ HEADINGS = {
     "blind_image": "Blind, image only",
 }
 SOURCE_TASKS = ("vqcmi", "mimic")  # the two columns of the source document, always shown
-CHAIN = ("imagenet", "coco", "vlr")
+CHAIN = ("imagenet", "coco", "vlr", "medical")
+PLAIN = ("mean rank",)  # metrics that are no fractions
 NOT_MEASURED = "not measured yet"
 ABSENT = {"mimic": "not measured yet (medical data is not part of this run)"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure. Values are fractions, printed in percent; the keys of `table.json`, in this order.
+    """One figure. Values are fractions, printed in percent (those of `PLAIN` are not); the keys of `table.json`, in this order.
 
     `row` tells apart rows that share dataset and backbone (the arms of an ablation); `task` is a key of `HEADINGS` or any other name.
     """
@@ -74,3 +88,8 @@ def percent(value: float | None, digits: int = 1) -> str:
         return "n/a"
     scaled = 100 * value
     return f"{scaled:.2g}" if 0 < abs(scaled) < 0.05 else f"{scaled:.{digits}f}"
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A value of a metric as it is printed: in percent, or plain for those of `PLAIN`."""
+    return f"{value:.1f}" if metric in PLAIN and value is not None else percent(value)

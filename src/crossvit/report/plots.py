@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossvit.report.atomic import write_atomically
-from crossvit.report.cells import percent
+from crossvit.report.cells import PLAIN, percent
 from crossvit.report.curves import read_curves
 from crossvit.report.summary import Figure
 from crossvit.report.table import Table, heading
@@ -125,13 +125,13 @@ def plot_pairing(
 
 
 def _bars(table: Table, task: str) -> list[tuple[str, list[Figure]]]:
-    """(label, figures) for each measurement of a task, rows in table order."""
+    """(label, figures) for each measurement of a task, rows in table order; percentages alone, for they share an axis."""
     bars = []
     for row in table.rows:
         for found in table.entry(row, task):
             context = (found.direction, f"N={found.candidates}" if found.candidates else None)
             label = f"{' | '.join(table.row_cells(row))}\n{'  '.join(part for part in context if part)}"
-            bars.append((label.strip(), list(found.figures)))
+            bars.append((label.strip(), [figure for figure in found.figures if figure.metric not in PLAIN]))
     return bars
 
 

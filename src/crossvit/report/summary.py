@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from crossvit.report.cells import Cell, percent
+from crossvit.report.cells import Cell, shown
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,11 @@ class Figure:
         return (self.low, self.high) if len(self.values) == 1 and None not in (self.low, self.high) else None
 
     def __str__(self) -> str:
-        text = f"{self.metric}: {percent(self.mean)}"
+        value, spread, low, high = (shown(self.metric, x) for x in (self.mean, self.spread, self.low, self.high))
+        text = f"{self.metric}: {value}"
         if self.spread is not None:
-            return f"{text} ± {percent(self.spread)}"
-        return text if self.interval is None else f"{text} [{percent(self.low)}, {percent(self.high)}]"
+            return f"{text} ± {spread}"
+        return text if self.interval is None else f"{text} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Measurement:
             parts.append(f"{'/'.join(map(str, sorted(seeds)))} seeds")
         if self.candidates is not None:
             parts.append(f"N={self.candidates}")
-        chances = [percent(figure.chance) for figure in self.figures if figure.chance is not None]
+        chances = [shown(figure.metric, figure.chance) for figure in self.figures if figure.chance is not None]
         if chances:
             parts.append("chance " + (chances[0] if len(set(chances)) == 1 else "/".join(chances)))
         return f"({', '.join(parts)})" if parts else ""

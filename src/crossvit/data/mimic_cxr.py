@@ -1,0 +1,165 @@
+"""MIMIC-CXR-JPG: chest films of patients, with the reports of MIMIC-CXR."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crossvit.data.bad_samples import BadRecord
+from crossvit.data.reports import (
+    ReportDataModule,
+    Sections,
+    Study,
+    find_table,
+    one_of,
+    parse_report,
+    read_table,
+    whole_number,
+)
+from crossvit.errors import UserError
+
+_PREFIX = "mimic-cxr-2.*"
+_LABELLERS = ("chexpert", "negbio")
+_VALUES = {"1": 1.0, "0": 0.0, "-1": -1.0}
+_POLICIES = {"positive": 1.0, "negative": 0.0, "ignore": float("nan")}
+_SECTIONED = "mimic_cxr_sectioned"
+
+
+class MIMICCXRDataModule(ReportDataModule):
+    """MIMIC-CXR-JPG 2.0.0 or 2.1.0 (Johnson et al. 2019). Every table may be csv or csv.gz.
+
+    Args:
+        reports_root: folder of the reports, `files/p10/...txt` or `mimic_cxr_sectioned.csv` (which wins); None: `root`.
+        views: the values of ViewPosition that are read, by default the frontal ones; None: all films.
+        labels: `chexpert`, `negbio`, or a table with a column `study_id` and one of 1, 0, -1 or nothing for each class; None: no labels.
+        uncertain, unmentioned: what a label of -1, and an empty one, counts as: `positive`, `negative` or `ignore`.
+        kwargs: see ReportDataModule.
+
+    Raises:
+        UserError: see CrossViTDataModule; also a patient in two splits, and a value that is not known.
+    """
+
+    MASK = "___"
+    LAYOUT = """\
+  <root>/mimic-cxr-2.0.0-metadata.csv.gz   mimic-cxr-2.0.0-split.csv.gz   mimic-cxr-2.0.0-chexpert.csv.gz   (or .csv)
+  <root>/files/p10/p<subject>/s<study>/<dicom>.jpg
+  <root>/files/p10/p<subject>/s<study>.txt   or   <root>/mimic_cxr_sectioned.csv   (of MIMIC-CXR; or at data.reports_root)
+  Both are at physionet.org for credentialed users: MIMIC-CXR-JPG (films, tables) and MIMIC-CXR (mimic-cxr-reports.zip)."""
+
+    def __init__(
+        self,
+        *,
+        reports_root: str | Path | None = None,
+        views: Sequence[str] | None = ("AP", "PA"),
+        labels: str | None = "chexpert",
+        uncertain: str = "ignore",
+        unmentioned: str = "negative",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        one_of("uncertain", uncertain, _POLICIES)
+        one_of("unmentioned", unmentioned, _POLICIES)
+        self.reports_root = self.root if reports_root is None else Path(reports_root)
+        self.views = None if views is None else tuple(map(str, views))
+        self.labels = labels
+        self._counts_as = {-1.0: _POLICIES[uncertain], None: _POLICIES[unmentioned]}
+
+    def _read_studies(self, split: str) -> tuple[list[Study], list[Path], list[BadRecord], Counter[str]]:
+        metadata, splits = self._table("metadata"), self._table("split")
+        views = {row["dicom_id"]: row["ViewPosition"] for _, row in read_table(metadata, ("dicom_id", "ViewPosition"))}
+        defects: list[BadRecord] = []
+        left_out: Counter[str] = Counter()
+        films: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for number, row in self._films(splits, split):
+            subject, study, dicom = whole_number(row["subject_id"]), whole_number(row["study_id"]), row["dicom_id"]
+            if subject is None or study is None or dicom not in views:
+                reason = "no whole subject_id and study_id" if dicom in views else f"{dicom} is not in {metadata.name}"
+                defects.append(BadRecord(f"{splits}, line {number}", reason))
+            elif self.views is not None and views[dicom] not in self.views:
+                left_out["films of other views left out"] += 1
+            else:
+                films[subject, study].append(f"{folder(subject)}/s{study}/{dicom}.jpg")
+        labels, label_files = self._labels({study for _, study in films})
+        sections, report_files = self._sections(films, defects)
+        studies = [
+            Study(study, subject, tuple(names), sections[study], labels.get(study, {}))
+            for (subject, study), names in films.items()
+            if study in sections
+        ]
+        return studies, [metadata, splits, *label_files, *report_files], defects, left_out
+
+    def _films(self, splits: Path, split: str) -> list[tuple[int, dict[str, str]]]:
+        """The lines of one split. No patient may be in two."""
+        rows, split_of, shared = [], {}, {}
+        for number, row in read_table(splits, ("dicom_id", "study_id", "subject_id", "split")):
+            if row["split"] == split:
+                rows.append((number, row))
+            first = split_of.setdefault(row["subject_id"], row["split"])
+            if first != row["split"]:
+                shared.setdefault(row["subject_id"], (first, row["split"]))
+        if shared:
+            patient, (first, second) = next(iter(shared.items()))
+            raise UserError(
+                f"{splits}: {len(shared)} patients are in more than one split, the first is {patient} ({first}, {second}). "
+                "Put all films of a patient into one split: a test on patients seen in training says nothing."
+            )
+        if not rows:
+            raise self._layout_error(f"{splits} has no film of split '{split}' (it has {', '.join(set(split_of.values()))}).")
+        return rows
+
+    def _sections(
+        self, studies: dict[tuple[int, int], list[str]], defects: list[BadRecord]
+    ) -> tuple[dict[int, Sections], list[Path]]:
+        """The reports by study, and the files they come from. One that is not there or not to be read is a defect."""
+        table = find_table(self.reports_root, _SECTIONED)
+        if table is not None:
+            wanted = {study for _, study in studies}
+            found = {}
+            for _, row in read_table(table, ("study", "findings", "impression", "last_paragraph")):
+                study = whole_number(row["study"])
+                if study in wanted:
+                    found[study] = Sections(*(row[name] or "" for name in Sections._fields))
+            defects += [BadRecord(f"{table}: s{study}", "no report") for study in sorted(wanted - set(found))]
+            return found, [table]
+        found, files = {}, []
+        for subject, study in studies:
+            file = self.reports_root / folder(subject) / f"s{study}.txt"
+            try:
+                found[study] = parse_report(file.read_text(encoding="utf-8"))
+                files.append(file)
+            except (OSError, UnicodeDecodeError) as error:
+                defects.append(BadRecord(str(file), "missing file" if isinstance(error, OSError) else "not UTF-8 text"))
+        if not found and studies:
+            raise self._layout_error(f"{self.reports_root}: no report of any film, e.g. {defects[-1].path}.")
+        return found, files
+
+    def _labels(self, wanted: set[int]) -> tuple[dict[int, dict[str, float]], list[Path]]:
+        """{study: {class: 1, 0 or nan}} and the table they come from."""
+        if self.labels is None:
+            return {}, []
+        path = self._table(self.labels) if self.labels in _LABELLERS else Path(self.labels)
+        found = {}
+        for number, row in read_table(path, ("study_id",)):
+            study = whole_number(row["study_id"])
+            if study in wanted:
+                classes = (name for name in row if name not in ("subject_id", "study_id", None))
+                found[study] = {name: self._label(path, number, name, row[name]) for name in classes}
+        return found, [path]
+
+    def _label(self, path: Path, number: int, name: str, text: str | None) -> float:
+        text = (text or "").strip()
+        value = _VALUES.get(text.removesuffix(".0")) if text else None
+        if text and value is None:
+            raise UserError(f"{path}, line {number}: {name}={text!r} must be 1, 0, -1 or empty.")
+        return self._counts_as.get(value, value)
+
+    def _table(self, kind: str) -> Path:
+        path = find_table(self.root, f"{_PREFIX}-{kind}")
+        if path is None:
+            raise self._layout_error(f"{self.root}/mimic-cxr-2.0.0-{kind}.csv.gz is not there.")
+        return path
+
+
+def folder(subject: int) -> str:
+    """Where a patient's studies lie: patients are grouped by the first two figures of their number."""
+    return f"files/p{str(subject)[:2]}/p{subject}"

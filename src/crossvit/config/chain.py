@@ -55,11 +55,8 @@ def chain_configs(overrides: list[str], primary: str = "train") -> list[StageCon
     target = compose_with_choices(overrides, primary)
     if "stage" not in target.cfg or not target.choices.get("stage"):
         raise UserError(f"{primary}: this config has no stage; choose one with stage=<option>")
-    additions = {str(name): _as_overrides(name, extra) for name, extra in (target.cfg.get("chain") or {}).items()}
-    shared = [override for override in overrides if not is_stage_scoped(override)]
-    if target.choices.get("arm"):
-        given_keys = {override_key(override) for override in overrides}
-        shared += [f"{part}={target.choices[part]}" for part in MODEL_PARTS if part not in given_keys]
+    additions = _additions(target.cfg)
+    shared = _shared(overrides, target)
     links: list[StageConfig] = []
     option, composed, given = target.choices["stage"], target, overrides
     while True:
@@ -74,6 +71,26 @@ def chain_configs(overrides: list[str], primary: str = "train") -> list[StageCon
         composed = compose_with_choices(given, primary)
 
 
+def transfer_config(
+    overrides: list[str], option: str, parent: str | None, seed: int, primary: str = "pipeline"
+) -> StageConfig:
+    """The config of a stage that starts from the stage `parent` (an option of conf/stage, or None) of the chain that `overrides` ask for.
+
+    It takes what holds for the whole chain, and `chain.<its name>`. In logs it is called `<its name>_after_<parent>_seed<seed>`.
+    """
+    target = compose_with_choices(overrides, primary)
+    start = "null" if parent is None else parent
+    given = [*_shared(overrides, target), f"stage={option}", f"stage.parent={start}", f"seed={seed}"]
+    cfg = compose_with_choices(given, primary).cfg
+    found = _stage_config(
+        option, Composed(cfg, {}), given, _additions(target.cfg), target.cfg.run_name, primary, target=False
+    )
+    OmegaConf.set_readonly(found.cfg, False)
+    found.cfg.stage.name = f"{found.name}_after_{parent or 'nothing'}_seed{seed}"
+    OmegaConf.set_readonly(found.cfg, True)
+    return found
+
+
 def is_stage_scoped(override: str) -> bool:
     """True for an override that belongs to the stage being trained alone: `optimizer.lr=1e-3`, `data=coco`, `trainer.max_epochs=2`."""
     key = override_key(override)
@@ -86,6 +103,19 @@ def is_stage_scoped(override: str) -> bool:
 def override_key(override: str) -> str:
     """The key or group of an override without its prefix (+, ++, ~) and package."""
     return override.partition("=")[0].lstrip("+~").partition("@")[0].strip()
+
+
+def _shared(overrides: list[str], target: Composed) -> list[str]:
+    """What of a command line holds for the whole chain."""
+    shared = [override for override in overrides if not is_stage_scoped(override)]
+    if target.choices.get("arm"):
+        given_keys = {override_key(override) for override in overrides}
+        shared += [f"{part}={target.choices[part]}" for part in MODEL_PARTS if part not in given_keys]
+    return shared
+
+
+def _additions(cfg: DictConfig) -> dict[str, list[str]]:
+    return {str(name): _as_overrides(name, extra) for name, extra in (cfg.get("chain") or {}).items()}
 
 
 def _stage_config(

@@ -22,6 +22,7 @@ _PREFIX = "mimic-cxr-2.*"
 _LABELLERS = ("chexpert", "negbio")
 _VALUES = {"1": 1.0, "0": 0.0, "-1": -1.0}
 _POLICIES = {"positive": 1.0, "negative": 0.0, "ignore": float("nan")}
+_ORDER = {"train": 0, "validate": 1, "test": 2}
 _SECTIONED = "mimic_cxr_sectioned"
 
 
@@ -32,6 +33,7 @@ class MIMICCXRDataModule(ReportDataModule):
         reports_root: folder of the reports, `files/p10/...txt` or `mimic_cxr_sectioned.csv` (which wins); None: `root`.
         views: the values of ViewPosition that are read, by default the frontal ones; None: all films.
         labels: `chexpert`, `negbio`, or a table with a column `study_id` and one of 1, 0, -1 or nothing for each class; None: no labels.
+        shared_patients: `error`, or `leave_out`: films of a patient in several splits stay in the last of train, validate, test alone.
         uncertain, unmentioned: what a label of -1, and an empty one, counts as: `positive`, `negative` or `ignore`.
         kwargs: see ReportDataModule.
 
@@ -54,14 +56,17 @@ class MIMICCXRDataModule(ReportDataModule):
         labels: str | None = "chexpert",
         uncertain: str = "ignore",
         unmentioned: str = "negative",
+        shared_patients: str = "error",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        one_of("shared_patients", shared_patients, ("error", "leave_out"))
         one_of("uncertain", uncertain, _POLICIES)
         one_of("unmentioned", unmentioned, _POLICIES)
         self.reports_root = self.root if reports_root is None else Path(reports_root)
         self.views = None if views is None else tuple(map(str, views))
         self.labels = labels
+        self.shared_patients = shared_patients
         self._counts_as = {-1.0: _POLICIES[uncertain], None: _POLICIES[unmentioned]}
 
     def _read_studies(self, split: str) -> tuple[list[Study], list[Path], list[BadRecord], Counter[str]]:
@@ -70,7 +75,7 @@ class MIMICCXRDataModule(ReportDataModule):
         defects: list[BadRecord] = []
         left_out: Counter[str] = Counter()
         films: dict[tuple[int, int], list[str]] = defaultdict(list)
-        for number, row in self._films(splits, split):
+        for number, row in self._films(splits, split, left_out):
             subject, study, dicom = whole_number(row["subject_id"]), whole_number(row["study_id"]), row["dicom_id"]
             if subject is None or study is None or dicom not in views:
                 reason = "no whole subject_id and study_id" if dicom in views else f"{dicom} is not in {metadata.name}"
@@ -88,24 +93,31 @@ class MIMICCXRDataModule(ReportDataModule):
         ]
         return studies, [metadata, splits, *label_files, *report_files], defects, left_out
 
-    def _films(self, splits: Path, split: str) -> list[tuple[int, dict[str, str]]]:
+    def _films(self, splits: Path, split: str, left_out: Counter[str]) -> list[tuple[int, dict[str, str]]]:
         """The lines of one split. No patient may be in two."""
-        rows, split_of, shared = [], {}, {}
+        rows: list[tuple[int, dict[str, str]]] = []
+        splits_of: dict[str, set[str]] = defaultdict(set)
         for number, row in read_table(splits, ("dicom_id", "study_id", "subject_id", "split")):
+            splits_of[row["subject_id"]].add(row["split"])
             if row["split"] == split:
                 rows.append((number, row))
-            first = split_of.setdefault(row["subject_id"], row["split"])
-            if first != row["split"]:
-                shared.setdefault(row["subject_id"], (first, row["split"]))
-        if shared:
-            patient, (first, second) = next(iter(shared.items()))
-            raise UserError(
-                f"{splits}: {len(shared)} patients are in more than one split, the first is {patient} ({first}, {second}). "
-                "Put all films of a patient into one split: a test on patients seen in training says nothing."
-            )
         if not rows:
-            raise self._layout_error(f"{splits} has no film of split '{split}' (it has {', '.join(set(split_of.values()))}).")
-        return rows
+            names = ", ".join(sorted(set().union(*splits_of.values())))
+            raise self._layout_error(f"{splits} has no film of split '{split}' (its splits: {names}).")
+        shared = {patient: names for patient, names in splits_of.items() if len(names) > 1}
+        if shared and self.shared_patients == "error":
+            patient, names = next(iter(shared.items()))
+            raise UserError(
+                f"{splits}: patients in more than one split: {len(shared)}, the first is {patient} ({', '.join(sorted(names))}). "
+                "A test on patients seen in training says nothing: mend the table, or set data.shared_patients=leave_out."
+            )
+        last = {
+            patient: max(names, key=lambda name: _ORDER.get(name, len(_ORDER))) for patient, names in shared.items()
+        }
+        kept = [(number, row) for number, row in rows if last.get(row["subject_id"], split) == split]
+        if shared:
+            left_out["films of patients in another split left out"] = len(rows) - len(kept)
+        return kept
 
     def _sections(
         self, studies: dict[tuple[int, int], list[str]], defects: list[BadRecord]

@@ -159,7 +159,9 @@ class ReportDataModule(PairDataModule):
                 kept.append(study)
                 texts.append(text)
             else:
-                left_out[f"reports of under {self.min_words} words left out" if text else "reports without section"] += 1
+                left_out[
+                    f"reports of under {self.min_words} words left out" if text else "reports without section"
+                ] += 1
         films = [study.films[:1] if self.films == "first" else study.films for study in kept]
         sizes = [len(names) for names in films]
         study_ids = np.array([study.study_id for study in kept], dtype=np.int64)

@@ -49,7 +49,9 @@ class ClassPrecision:
         place = {study: row for row, study in enumerate(index.study_ids.tolist())}
         present = torch.from_numpy(index.study_labels == 1)
         film = present[[place[study] for study in corpus.image_id.tolist()]]
-        text = _any_of(corpus.text_id, present[[place[study] for study in corpus.text_image_id.tolist()]], reports.text_id)
+        text = _any_of(
+            corpus.text_id, present[[place[study] for study in corpus.text_image_id.tolist()]], reports.text_id
+        )
         patients, score = PatientsOf(index), ExactDot(reports.image, reports.caption)
         sides = {
             IMAGE_TO_TEXT: (score, film, text, patients(corpus.image_id)),

@@ -54,7 +54,9 @@ class LabelPrompts:
                 raise UserError(f"{key}={templates}: give sentences that hold {{}} for the label's name")
         for name, pair in self.sentences.items():
             if isinstance(pair, str) or len(pair) != 2:
-                raise UserError(f"sentences.{name}={pair}: give two, the one that affirms it and the one that denies it")
+                raise UserError(
+                    f"sentences.{name}={pair}: give two, the one that affirms it and the one that denies it"
+                )
         if not data.index(split).classes:
             raise UserError(f"split={split}: the studies have no labels (data.labels)")
 
@@ -112,7 +114,9 @@ class LabelPrompts:
         """(K, E), every row of length 1: of side 0 the positive prompts, of side 1 the negative ones."""
         templates = (self.positive, self.negative)[side]
         texts = [
-            [self.sentences[name][side]] if name in self.sentences else [t.replace("{}", name.lower()) for t in templates]
+            [self.sentences[name][side]]
+            if name in self.sentences
+            else [t.replace("{}", name.lower()) for t in templates]
             for name in names
         ]
         embedded = embed_sentences(subject, self.data.tokenizer, [text for group in texts for text in group])

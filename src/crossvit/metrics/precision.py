@@ -26,7 +26,9 @@ def precision_at_k(scores: Tensor, positives: Tensor, k: int | Tensor) -> Tensor
         )
     scores, _ = nan_last(scores)
     wanted = k if isinstance(k, Tensor) else torch.full((len(scores),), k, device=scores.device)
-    if len(wanted) and not (int(wanted.min()) >= int(not isinstance(k, Tensor)) and int(wanted.max()) <= scores.shape[1]):
+    if len(wanted) and not (
+        int(wanted.min()) >= int(not isinstance(k, Tensor)) and int(wanted.max()) <= scores.shape[1]
+    ):
         raise ValueError(f"k must lie between 1 and the {scores.shape[1]} candidates, got {k}")
     if not wanted.any():
         return torch.zeros(len(scores), dtype=torch.float64, device=scores.device)

@@ -30,6 +30,8 @@ DATASETS = {
     "coco_itm": "COCO (matching)",
     "coco_medium": "COCO (medium)",
     "vlr_medium": "VLR (medium)",
+    "medical": "MIMIC-CXR",
+    "scenes_control": "Scenes (control)",
 }
 """What the table calls the data a stage was trained on last."""
 

@@ -24,7 +24,7 @@ from crossvit.errors import UserError
 SECTIONS = {
     "findings": lambda findings, impression: findings,
     "impression": lambda findings, impression: impression,
-    "both": lambda findings, impression: f"{findings} {impression}".strip(),
+    "both": lambda findings, impression: " ".join(dict.fromkeys(filter(None, (findings, impression)))),
     "findings_else_impression": lambda findings, impression: findings or impression,
     "impression_else_findings": lambda findings, impression: impression or findings,
     "longest": lambda findings, impression: max(findings, impression, key=len),
@@ -199,21 +199,21 @@ class ReportDataModule(PairDataModule):
 
     def _clean(self, text: str) -> str:
         """One line without the marks of what was hidden."""
-        return " ".join(text.replace(self.MASK, " ").split())
+        return " ".join(text.replace(self.MASK, "").split())
 
 
 def parse_report(text: str) -> Sections:
-    """The sections of a report by their headings; one that comes twice is joined. A heading that names findings and impression
-    together begins both. The last paragraph is what follows the last blank line or heading.
+    """The sections of a report by their headings; one that comes twice is joined. What stands under a heading that names both findings
+    and impression is both. The last paragraph is what follows the last blank line or heading.
     """
     headings = list(_HEADING.finditer(text))
     parts: dict[str, list[str]] = {"findings": [], "impression": []}
-    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+    for heading, following in zip(headings, [*headings, None][1:], strict=True):
         body = text[heading.end() : len(text) if following is None else following.start()].strip()
         named = set(re.split(r"[ /&,]+", heading[1]))
         if named & set(_IMPRESSION):
             parts["impression"].append(body)
-        elif named & set(_FINDINGS):
+        if named & set(_FINDINGS):
             parts["findings"].append(body)
     last = _BLANK_LINE.split(text[headings[-1].end() :] if headings else text)
     found = [paragraph.strip() for paragraph in last if paragraph.strip()]

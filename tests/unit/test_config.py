@@ -99,6 +99,9 @@ class TestValues:
             "model.width=63",
             "objective.itc.weight=-1",
             "scheduler.warmup=2",
+            "transfer.stages=medical",
+            "transfer.seeds=3",
+            "transfer.seeds=[0,-1]",
         ],
     )
     def test_a_bad_value_names_its_key(self, vlr, override):
@@ -120,6 +123,8 @@ class TestValues:
             "trainer.limit_train_batches=3",
             "trainer.gradient_clip_val=null",
             "scheduler.warmup=0",
+            "transfer.stages=[medical]",
+            "transfer.seeds=[0,1]",
         ],
     )
     def test_a_good_value_passes(self, vlr, override):

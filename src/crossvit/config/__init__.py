@@ -3,7 +3,7 @@
 Imports Hydra and OmegaConf, never torch.
 """
 
-from crossvit.config.chain import StageConfig, chain_configs, transfer_config
+from crossvit.config.chain import StageConfig, chain_configs, transfer_configs
 from crossvit.config.compose import compose, config_directory, current_invocation, register_resolvers, storable
 from crossvit.config.targets import check_signatures
 from crossvit.config.validate import validate
@@ -17,6 +17,6 @@ __all__ = [
     "current_invocation",
     "register_resolvers",
     "storable",
-    "transfer_config",
+    "transfer_configs",
     "validate",
 ]

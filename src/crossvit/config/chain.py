@@ -9,6 +9,7 @@ for the whole chain, for the stages hand weights on by name.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -71,24 +72,29 @@ def chain_configs(overrides: list[str], primary: str = "train") -> list[StageCon
         composed = compose_with_choices(given, primary)
 
 
-def transfer_config(
-    overrides: list[str], option: str, parent: str | None, seed: int, primary: str = "pipeline"
-) -> StageConfig:
-    """The config of a stage that starts from the stage `parent` (an option of conf/stage, or None) of the chain that `overrides` ask for.
+def transfer_configs(
+    overrides: list[str], option: str, starts: Sequence[str | None], seeds: Sequence[int], primary: str = "pipeline"
+) -> list[StageConfig]:
+    """The configs of a stage that starts from other stages than its own parent: for each seed one for each of `starts` (options of
+    conf/stage, None for a fresh network).
 
-    It takes what holds for the whole chain, and `chain.<its name>`. In logs it is called `<its name>_after_<parent>_seed<seed>`.
+    They take what `overrides` say for the whole chain, and `chain.<name>`. In logs each is called `<name>_after_<start>_seed<seed>`.
     """
     target = compose_with_choices(overrides, primary)
-    start = "null" if parent is None else parent
-    given = [*_shared(overrides, target), f"stage={option}", f"stage.parent={start}", f"seed={seed}"]
-    cfg = compose_with_choices(given, primary).cfg
-    found = _stage_config(
-        option, Composed(cfg, {}), given, _additions(target.cfg), target.cfg.run_name, primary, target=False
-    )
-    OmegaConf.set_readonly(found.cfg, False)
-    found.cfg.stage.name = f"{found.name}_after_{parent or 'nothing'}_seed{seed}"
-    OmegaConf.set_readonly(found.cfg, True)
-    return found
+    given = [*_shared(overrides, target), f"stage={option}"]
+    composed = compose_with_choices(given, primary)
+    found = _stage_config(option, composed, given, _additions(target.cfg), target.cfg.run_name, primary, target=False)
+    configs = []
+    for seed in seeds:
+        for start in starts:
+            cfg = found.cfg.copy()
+            OmegaConf.set_readonly(cfg, False)
+            cfg.seed, cfg.stage.parent = seed, start
+            cfg.stage.name = f"{found.name}_after_{start or 'nothing'}_seed{seed}"
+            validate(cfg)
+            OmegaConf.set_readonly(cfg, True)
+            configs.append(StageConfig(option, found.name, cfg))
+    return configs
 
 
 def is_stage_scoped(override: str) -> bool:

@@ -101,6 +101,20 @@ def _epochs(key: str, value: Any) -> None:
         raise UserError(f"{key}={value}: must be a whole number >= 1, -1 for no limit, or null")
 
 
+def _names(key: str, value: Any) -> None:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{key}={value}: must be a list of names, e.g. {key}=[medical]")
+
+
+def _seeds(key: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{key}={value}: must be a list of seeds, e.g. {key}=[0,1,2], or null")
+    for seed in value:
+        _integer(0, 2**32 - 1)(key, seed)
+
+
 CHECKS: dict[str, Check] = {
     "seed": _integer(0, 2**32 - 1),
     "make": _choice(CORPORA),
@@ -108,6 +122,8 @@ CHECKS: dict[str, Check] = {
     "scenes.seed": _integer(0),
     "scenes.image_size": _integer(8),
     "arm.length": _number(above=0),
+    "transfer.stages": _names,
+    "transfer.seeds": _seeds,
     "stage.task": _choice(TASKS),
     "stage.mode": _choice(MODES),
     "model.image_size": _integer(8),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from crossvit.config import StageConfig, check_signatures, transfer_config
+from crossvit.config import StageConfig, check_signatures, transfer_configs
 from crossvit.errors import UserError
 from crossvit.report.cells import Cell
 from crossvit.stages.chain import ChainLink, ensure, open_data
@@ -25,15 +25,13 @@ def plan_transfers(cfg: DictConfig, overrides: list[str], chain: list[StageConfi
 
     Raises UserError, naming the stage, where it cannot be trained.
     """
-    starts = [(None, None), *((config.option, config.name) for config in chain)]
+    names = {None: None} | {config.option: config.name for config in chain}
     seeds = [cfg.seed] if cfg.transfer.seeds is None else list(cfg.transfer.seeds)
     plan = []
     for option in cfg.transfer.stages:
-        for seed in seeds:
-            plan += [
-                Transfer(transfer_config(overrides, option, parent, seed, cfg.command), name) for parent, name in starts
-            ]
-        config = plan[-1].config
+        configs = transfer_configs(overrides, option, list(names), seeds, cfg.command)
+        plan += [Transfer(config, names[config.cfg.stage.parent]) for config in configs]
+        config = configs[-1]
         if config.cfg.stage.task != "cross_modal":
             raise UserError(
                 f"transfer.stages: stage {option} learns from pictures alone; choose one with texts, e.g. medical"

@@ -1,6 +1,3 @@
-import csv
-import gzip
-import io
 import math
 
 import pytest
@@ -9,40 +6,21 @@ import torch
 from crossvit.data.annotations import text_id
 from crossvit.data.mimic_cxr import MIMICCXRDataModule
 from crossvit.errors import UserError
+from tests import films
+from tests.films import FilmStudy, write_mimic, write_splits, write_table
 
 CLASSES = ("Cardiomegaly", "No Finding", "Pneumonia")
-# study: (patient, split, views of its films, labels, findings, impression)
 STUDIES = {
-    50000001: (10000032, "train", ("PA", "LATERAL"), ("1.0", "", "-1.0"), "The heart is ___ large.", "Cardiomegaly."),
-    50000002: (10000032, "train", ("AP", "AP"), ("", "1.0", ""), "The lungs are clear.", ""),
-    50000003: (11000001, "train", ("PA",), ("", "1.0", "0.0"), "The lungs  are CLEAR", ""),
-    50000004: (11000001, "train", ("LATERAL",), ("", "1.0", ""), "Only from the side.", ""),
-    50000005: (11000001, "train", ("AP",), ("", "", ""), "___ Clear.", ""),
-    50000006: (12000001, "validate", ("AP",), ("", "", "1.0"), "", "Right lower lobe pneumonia."),
-    50000007: (12000002, "test", ("PA",), ("", "1.0", ""), "", ""),
+    50000001: FilmStudy(
+        10000032, "train", ("PA", "LATERAL"), ("1.0", "", "-1.0"), "The heart is ___ large.", "Cardiomegaly."
+    ),
+    50000002: FilmStudy(10000032, "train", ("AP", "AP"), ("", "1.0", ""), "The lungs are clear.", ""),
+    50000003: FilmStudy(11000001, "train", ("PA",), ("", "1.0", "0.0"), "The lungs  are CLEAR", ""),
+    50000004: FilmStudy(11000001, "train", ("LATERAL",), ("", "1.0", ""), "Only from the side.", ""),
+    50000005: FilmStudy(11000001, "train", ("AP",), ("", "", ""), "___ Clear.", ""),
+    50000006: FilmStudy(12000001, "validate", ("AP",), ("", "", "1.0"), "", "Right lower lobe pneumonia."),
+    50000007: FilmStudy(12000002, "test", ("PA",), ("", "1.0", ""), "", ""),
 }
-
-
-def dicom(study: int, film: int) -> str:
-    return "-".join(f"{study:08x}" for _ in range(4)) + f"-{film:08x}"
-
-
-def folder(study: int) -> str:
-    patient = STUDIES[study][0]
-    return f"files/p{str(patient)[:2]}/p{patient}/s{study}"
-
-
-def report(findings: str, impression: str) -> str:
-    parts = [f" FINDINGS:\n\n {findings}\n"] if findings else []
-    parts += [f" IMPRESSION:\n\n {impression}\n"] if impression else []
-    return " FINAL REPORT\n\n" + ("\n".join(parts) or " Lines and tubes are in place.\n")
-
-
-def write(path, header, rows):
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([header, *rows])
-    data = text.getvalue().encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
 @pytest.fixture(params=["csv.gz", "csv"])
@@ -51,24 +29,13 @@ def ending(request):
 
 
 @pytest.fixture
-def root(tmp_path, picture, ending):
-    """Seven studies of five patients in the schema of the release."""
-    root = tmp_path / "mimic"
-    films = [(study, f, view) for study, row in STUDIES.items() for f, view in enumerate(row[2])]
-    for number, (study, film, _) in enumerate(films):
-        picture(root / folder(study) / f"{dicom(study, film)}.jpg", number)
-    for study, row in STUDIES.items():
-        (root / f"{folder(study)}.txt").write_text(report(*row[4:]))
-    name = "mimic-cxr-2.0.0-{}." + ending
-    header = ("dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows")
-    write(
-        root / name.format("metadata"), header, [(dicom(s, f), STUDIES[s][0], s, "CHEST", v, 12) for s, f, v in films]
-    )
-    header = ("dicom_id", "study_id", "subject_id", "split")
-    write(root / name.format("split"), header, [(dicom(s, f), s, *STUDIES[s][:2]) for s, f, _ in films])
-    rows = [(STUDIES[s][0], s, *STUDIES[s][3]) for s in STUDIES]
-    write(root / name.format("chexpert"), ("subject_id", "study_id", *CLASSES), rows)
-    return root
+def root(tmp_path, ending):
+    """Seven studies of five patients."""
+    return write_mimic(tmp_path / "mimic", STUDIES, CLASSES, ending)
+
+
+def folder(study: int) -> str:
+    return films.folder(STUDIES[study].patient, study)
 
 
 def module(root, tokenizer, **options):
@@ -90,7 +57,7 @@ def test_frontal_films_with_the_report_of_their_study(root, tokenizer):
     }
     assert index.image_ids.tolist() == [50000001, 50000002, 50000002, 50000003]
     assert index.captions.texts[0] == "The heart is large. Cardiomegaly."  # without the mark of what was hidden
-    assert data.images("train")[0] == (50000001, str(root / folder(50000001) / f"{dicom(50000001, 0)}.jpg"))
+    assert data.images("train")[0] == (50000001, str(root / folder(50000001) / f"{films.dicom(50000001, 0)}.jpg"))
     assert [study for study, _, _ in data.captions("train")] == [50000001, 50000002, 50000003]
     assert index.patient_ids.tolist() == [10000032, 10000032, 11000001]
     assert [data.index(split).counts["samples"] for split in ("validate", "test")] == [1, 1]
@@ -122,13 +89,13 @@ def test_labels(root, tokenizer):
 
 
 def test_labels_of_ones_own(root, tokenizer, tmp_path):
-    write(tmp_path / "mine.csv", ("study_id", "Large heart"), [("s50000001", "1"), ("50000002", "0")])
+    write_table(tmp_path / "mine.csv", ("study_id", "Large heart"), [("s50000001", "1"), ("50000002", "0")])
     data = module(root, tokenizer, labels=str(tmp_path / "mine.csv"))
     index = data.index("train")
     assert index.classes == ["Large heart"] and index.study_labels[:2, 0].tolist() == [1, 0]
     assert math.isnan(index.study_labels[2, 0])
     assert data.manifest()["sha256"] != module(root, tokenizer).manifest()["sha256"]
-    write(tmp_path / "mine.csv", ("study_id", "Large heart"), [("50000001", "yes")])
+    write_table(tmp_path / "mine.csv", ("study_id", "Large heart"), [("50000001", "yes")])
     with pytest.raises(UserError, match=r"mine\.csv, line 2: Large heart='yes' must be 1, 0, -1 or empty"):
         module(root, tokenizer, labels=str(tmp_path / "mine.csv")).validate()
 
@@ -162,9 +129,11 @@ def test_all_views_and_first_films(root, tokenizer):
 def test_sections_from_the_table(root, tokenizer, tmp_path, ending):
     place = tmp_path / "reports"
     place.mkdir()
-    rows = [(f"s{s}", row[5], row[4], "The end of it.", "") for s, row in STUDIES.items() if s != 50000003]
+    rows = [
+        (f"s{s}", row.impression, row.findings, "The end of it.", "") for s, row in STUDIES.items() if s != 50000003
+    ]
     header = ("study", "impression", "findings", "last_paragraph", "comparison")
-    write(place / f"mimic_cxr_sectioned.{ending}", header, rows)
+    write_table(place / f"mimic_cxr_sectioned.{ending}", header, rows)
     data = module(root, tokenizer, reports_root=place, max_bad_fraction=0.4)
     data.validate()
     assert [text for _, _, text in data.captions("train")] == [
@@ -176,10 +145,8 @@ def test_sections_from_the_table(root, tokenizer, tmp_path, ending):
 
 
 def test_a_patient_in_two_splits_is_an_error(root, tokenizer, ending):
-    path = root / f"mimic-cxr-2.0.0-split.{ending}"
-    films = [(study, f) for study, row in STUDIES.items() for f in range(len(row[2]))]
-    rows = [(dicom(s, f), s, STUDIES[s][0], "validate" if s == 50000003 else STUDIES[s][1]) for s, f in films]
-    write(path, ("dicom_id", "study_id", "subject_id", "split"), rows)
+    moved = STUDIES[50000003]._replace(split="validate")
+    write_splits(root, STUDIES | {50000003: moved}, ending)
     with pytest.raises(
         UserError, match=r"in more than one split: 1, the first is 11000001 \(train, validate\)(.|\n)*leave_out"
     ):

@@ -15,6 +15,7 @@ from crossvit.report.cells import HEADINGS
 from crossvit.stages.build import build_model
 from crossvit.stages.corpus import make_scenes
 from crossvit.stages.evaluating import make_evaluator, open_data
+from tests.films import few_films, few_films_of_openi
 
 WITHOUT_CHANCE = {"ECE": 0.0, "ceiling@16": 1.0}  # of equal scores everything is in the shortlist
 SUITES = {
@@ -22,6 +23,9 @@ SUITES = {
     "full": {"coco_n_way", "zero_shot", "probe", "quads", "calibration"},
     "real": {"imagenet", "coco", "vlr", "nlvr", "zero_shot", "probe", "calibration"},
     "compositional": {"sugarcrepe", "winoground"},
+    "medical": {"mimic", "mimic_precision", "mimic_zero_shot"},
+    "openi": {"openi", "openi_precision", "openi_zero_shot"},
+    "medical_real": {"mimic", "mimic_precision", "mimic_zero_shot", "scenes"},
 }
 SUITES["full"] |= SUITES["scenes"]
 
@@ -87,6 +91,8 @@ def root(tmp_path_factory) -> Path:
         images = {f"image_{i}": f"ex_{number}_img_{i}" for i in range(2)}
         rows.append({"id": number, "caption_0": captions[number], "caption_1": captions[number + 1], **images})
     (winoground / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    few_films(root / "mimic")
+    few_films_of_openi(root / "openi")
     return root
 
 
@@ -103,12 +109,19 @@ def configuration(root: Path, suite: str):
         f"paths.coco={easy / 'coco'}",
         *(f"suite.{name}.data.num_workers=0" for name in ("sugarcrepe", "winoground")),
     ]
-    more = {"real": [*on_scenes, f"paths.nlvr={root / 'nlvr'}"], "compositional": elsewhere, "full": []}[suite]
+    films = [
+        f"paths.mimic_cxr={root / 'mimic'}",
+        f"paths.openi={root / 'openi'}",
+        *(f"suite.{name}.data.num_workers=0" for name in sorted(SUITES[suite])),
+    ]
+    more = {"real": [*on_scenes, f"paths.nlvr={root / 'nlvr'}"], "compositional": elsewhere, "full": []}.get(
+        suite, films
+    )
     places = [f"paths.root={root}", *(f"paths.{name}={root / name}" for name in ("sugarcrepe", "winoground"))]
     return compose(["experiment=smoke", f"suite={suite}", *places, *more], "pipeline")
 
 
-@pytest.mark.parametrize("suite", ["full", "real", "compositional"])
+@pytest.mark.parametrize("suite", ["full", "real", "compositional", "medical", "openi", "medical_real"])
 def test_chance_everywhere(root, suite):
     cfg = configuration(root, suite)
     assert set(cfg.suite) == SUITES[suite]

@@ -130,6 +130,21 @@ def test_queries_without_an_answer_are_left_out_and_said():
     assert "1 of 4 queries have no positive" in result.remarks()[0]
 
 
+def test_mean_rank_by_hand():
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.5, 0.5, 0.5, 0.0]])
+    pairs = ImageTextPairs(torch.tensor([0, 1]), torch.tensor([1, 0, 2, 1]))
+    result = block_retrieval(lambda images, texts: scores[images, texts], pairs)[IMAGE_TO_TEXT]
+    # First image: its one caption is second. Second: two tie with its first caption, the best of its two: 1 + 2/2.
+    assert result.mean_rank().value == pytest.approx((2 + 2) / 2) and result.mean_rank().queries == 2
+    assert result.mean_rank_chance == pytest.approx((5 / 2 + 5 / 3) / 2)
+    low, high = result.mean_rank()[1:3]
+    assert low <= 2 <= high
+    collapsed = block_retrieval(lambda images, texts: 0 * scores[images, texts], pairs)[IMAGE_TO_TEXT]
+    assert collapsed.mean_rank().value == pytest.approx(collapsed.mean_rank_chance)
+    empty = block_retrieval(lambda images, texts: scores[images, texts], pairs, part=(0, 50))[IMAGE_TO_TEXT]
+    assert empty.mean_rank().queries == 0
+
+
 def test_r_precision_by_hand():
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.5, 0.5, 0.5, 0.0]])
     pairs = ImageTextPairs(torch.tensor([0, 1]), torch.tensor([0, 1, 0, 1]))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from crossvit.metrics import auroc, balanced_accuracy, verification_accuracy
+from crossvit.metrics import auroc, balanced_accuracy, f1_chance, f1_score, macro_f1, verification_accuracy
 
 
 def test_ties_count_one_half():
@@ -34,6 +34,25 @@ def test_auroc_counts_pairs():
     assert math.isnan(auroc(torch.zeros(3), torch.ones(3)))
 
 
+def test_f1_by_hand():
+    scores, labels = torch.tensor([2.0, 1.0, -1.0, 0.5, -2.0]), torch.tensor([1, 1, 1, 0, 0])
+    assert f1_score(scores, labels) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert f1_score(scores, labels.bool(), threshold=0.5) == pytest.approx(
+        2 * 2 / (2 * 2 + 0.5 + 1)
+    )  # the tie says true by half
+    assert f1_score(torch.tensor([float("nan"), 1.0]), torch.tensor([1, 0])) == 0
+    assert math.isnan(f1_score(scores, torch.zeros(5)))
+    # A coin finds half of the three, and says true of 2.5: 2 x 1.5 / (2.5 + 3).
+    assert f1_chance(labels) == pytest.approx(3 / 5.5) == f1_score(torch.zeros(5), labels)
+
+
+def test_macro_f1_by_hand():
+    scores = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    # Class 0: 1 of 2 right, 1 wanted: 2/3. Class 1: half of one said, right, of 2 wanted: 2 x 0.5 / 2.5. Class 2 does not occur.
+    assert macro_f1(scores, torch.tensor([0, 1, 1])) == pytest.approx((2 / 3 + 0.4) / 2)
+    assert macro_f1(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])) == pytest.approx((2 * 1.5 / 5 + 2 * 0.5 / 3) / 2)
+
+
 def test_misuse_is_named():
     with pytest.raises(ValueError):
         verification_accuracy(torch.zeros(2, 3), torch.zeros(2))
@@ -41,3 +60,5 @@ def test_misuse_is_named():
         verification_accuracy(torch.zeros(2), torch.tensor([0, 2]))
     with pytest.raises(ValueError):
         auroc(torch.zeros(2, 2), torch.zeros(2))
+    with pytest.raises(ValueError):
+        f1_score(torch.zeros(2, 2), torch.zeros(2))

@@ -1,5 +1,6 @@
 """The data modules on real pictures and texts, found below the folder that CROSSVIT_REAL_DATA names."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -9,11 +10,14 @@ from PIL import Image
 
 from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
+from crossvit.data.mimic_cxr import MIMICCXRDataModule
 from crossvit.data.nlvr import NLVRDataModule
+from crossvit.data.openi import OpenIDataModule
 from crossvit.data.sugarcrepe import KINDS, SugarCrepeDataModule
 from crossvit.data.tokenizer import ClipTokenizer
 from crossvit.data.transforms import EvalTransform
 from crossvit.data.vsr import VSRDataModule
+from crossvit.errors import UserError
 
 pytestmark = pytest.mark.real
 
@@ -150,3 +154,52 @@ def test_official_sugarcrepe_items(tokenizer):
     assert len(data.training_texts()) == 12_000
     images = torch.cat([batch.label for batch in data.image_loader("test")])
     assert {twin.image_id for twin in twins} == set(images.tolist())
+
+
+def test_chest_films(tokenizer):
+    options = {"val_split": "validate", "test_split": "validate", "tokenizer": tokenizer, **settings(batch_size=50)}
+    root = folder("mimic_cxr_like")
+    with pytest.raises(UserError, match=r"more than one split: 1, the first is 10000331 \(train, validate\)"):
+        MIMICCXRDataModule(root=root, **options).validate()
+    data = MIMICCXRDataModule(root=root, shared_patients="leave_out", flip=False, **options)
+    check(data, "train")
+    counts = {split: data.index(split).counts for split in ("train", "validate")}
+    assert counts["train"] == {
+        "samples": 100,
+        "studies": 99,
+        "patients": 53,
+        "distinct reports": 94,
+        "films of patients in another split left out": 1,
+        "films of other views left out": 22,
+    }
+    assert [counts["validate"][key] for key in ("samples", "studies", "distinct reports")] == [17, 16, 15]
+    index = data.index("validate")
+    present = {name for name, column in zip(index.classes, (index.study_labels == 1).T, strict=True) if column.any()}
+    assert present == {"Pneumonia"} and len(index.classes) == 14
+    assert not set(data.index("train").patient_ids.tolist()) & set(index.patient_ids.tolist())
+    assert all(text and "FINDINGS" not in text and "___" not in text for text in index.texts)
+    everything = MIMICCXRDataModule(root=root, shared_patients="leave_out", views=None, **options)
+    assert everything.index("train").counts["samples"] + everything.index("validate").counts["samples"] == 141 - 1
+
+
+def test_official_openi_reports(tokenizer, tmp_path):
+    """The csv is real; the films, which are not part of this data, are one picture under each of their names."""
+    reports = folder("iu_xray_reports_text_only") / "indiana_reports.csv"
+    (tmp_path / "indiana_reports.csv").symlink_to(reports)
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "any.png")
+    with reports.open(encoding="utf-8", newline="") as file:
+        uids = [int(row["uid"]) for row in csv.DictReader(file)]
+    lines = "".join(f"{uid},any.png,Frontal\n" for uid in uids)
+    (tmp_path / "indiana_projections.csv").write_text(f"uid,filename,projection\n{lines}")
+    options = {"train_split": "train", "val_split": None, "test_split": "all", **settings(batch_size=50)}
+    data = OpenIDataModule(root=tmp_path, classes=("normal", "Cardiomegaly"), tokenizer=tokenizer, **options)
+    data.validate()
+    counts, index = data.index("all").counts, data.index("all")
+    assert (
+        counts["studies"] + counts["reports without section"] + counts.get("reports of under 3 words left out", 0)
+        == 3851
+    )
+    assert counts["reports without section"] == 25 and counts["distinct reports"] < counts["studies"]
+    assert (index.study_labels[:, 1] == 1).sum() > 300
+    assert not any("XXXX" in text for text in index.texts)

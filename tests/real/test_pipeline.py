@@ -12,7 +12,9 @@ from crossvit.config import chain_configs
 from crossvit.loading import load
 from crossvit.models.weights import read_state_dict
 from crossvit.stages.build import build_data, build_tokenizer
-from crossvit.stages.chain import run_chain
+from crossvit.stages.chain import open_data, run_chain
+from crossvit.stages.evaluating import check_suite
+from crossvit.stages.transfer import plan_transfers
 
 pytestmark = pytest.mark.real
 
@@ -39,6 +41,19 @@ def experiment(request, tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSVIT_REAL_DATA", str(DATA))
     chain = [f"chain.{stage}={json.dumps(SHORT)}" for stage in ("imagenet", "coco")]
     return [f"experiment={request.param}", f"paths.root={tmp_path}", "logger=none", "callbacks=quiet", *SHORT, *chain]
+
+
+@pytest.mark.parametrize("experiment", ["medical"], indirect=True)
+def test_the_medical_column_finds_its_data(experiment):
+    if not (DATA / "mimic_cxr_like").is_dir():
+        pytest.skip(f"{DATA / 'mimic_cxr_like'} is not there: set CROSSVIT_REAL_DATA to the folder that holds it")
+    chain = chain_configs(experiment, "pipeline")
+    cfg = chain[-1].cfg
+    check_suite(cfg)
+    plan = plan_transfers(cfg, experiment, chain)
+    assert len(plan) == 2 * 3 * 4  # films and control, seeds, fresh and three stages
+    sizes = {one.config.name: open_data(one.config).index("train").counts["samples"] for one in plan}
+    assert sizes == {"medical": 100, "scenes_control": 100}
 
 
 both = pytest.mark.parametrize("experiment", ["real_scratch", "real_pretrained"], indirect=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from crossvit.errors import UserError
 from crossvit.report.cells import KEYS, Cell, percent
+from crossvit.report.plots import _bars
 from crossvit.report.table import Table
 
 
@@ -204,3 +205,16 @@ def test_percent():
 
 def test_an_empty_table_prints():
     assert "Task" in printed(Table([]), 80) and len(markdown_rows(Table([]))) == 2
+
+
+def test_a_mean_rank_is_no_percentage(tmp_path):
+    cell = replace(
+        CHAIN[0], task="mimic", metric="mean rank", value=8.24, low=5.7, high=10.31, candidates=15, chance=8.0
+    )
+    share = replace(cell, metric="Acc@1", value=0.0625, low=0.01, high=0.3, chance=1 / 15)
+    (line,) = Table([share, cell]).entry(Table([cell]).rows[0], "mimic")
+    assert str(line) == "image->text Acc@1: 6.2 [1.0, 30.0] mean rank: 8.2 [5.7, 10.3] (N=15, chance 6.7/8.0)"
+    other = replace(cell, value=9.24, seed=1)
+    assert "mean rank: 8.7 ± 0.7 (2 seeds" in Table([cell, other]).to_markdown()
+    bars = _bars(Table([share, cell]), "mimic")
+    assert [figure.metric for _, figures in bars for figure in figures] == ["Acc@1"]

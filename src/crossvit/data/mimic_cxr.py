@@ -32,7 +32,8 @@ class MIMICCXRDataModule(ReportDataModule):
     Args:
         reports_root: folder of the reports, `files/p10/...txt` or `mimic_cxr_sectioned.csv` (which wins); None: `root`.
         views: the values of ViewPosition that are read, by default the frontal ones; None: all films.
-        labels: `chexpert`, `negbio`, or a table with a column `study_id` and one of 1, 0, -1 or nothing for each class; None: no labels.
+        labels: the table that labels come from, `chexpert` or `negbio`; None: no labels.
+        labels_file: a table of one's own in its place: a column `study_id` and for each class one of 1, 0, -1 or nothing.
         shared_patients: `error`, or `leave_out`: films of a patient in several splits stay in the last of train, validate, test alone.
         uncertain, unmentioned: what a label of -1, and an empty one, counts as: `positive`, `negative` or `ignore`.
         kwargs: see ReportDataModule.
@@ -54,18 +55,21 @@ class MIMICCXRDataModule(ReportDataModule):
         reports_root: str | Path | None = None,
         views: Sequence[str] | None = ("AP", "PA"),
         labels: str | None = "chexpert",
+        labels_file: str | Path | None = None,
         uncertain: str = "ignore",
         unmentioned: str = "negative",
         shared_patients: str = "error",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        one_of("labels", labels, (*_LABELLERS, None))
         one_of("shared_patients", shared_patients, ("error", "leave_out"))
         one_of("uncertain", uncertain, _POLICIES)
         one_of("unmentioned", unmentioned, _POLICIES)
         self.reports_root = self.root if reports_root is None else Path(reports_root)
         self.views = None if views is None else tuple(map(str, views))
         self.labels = labels
+        self.labels_file = None if labels_file is None else Path(labels_file)
         self.shared_patients = shared_patients
         self._counts_as = {-1.0: _POLICIES[uncertain], None: _POLICIES[unmentioned]}
 
@@ -147,9 +151,9 @@ class MIMICCXRDataModule(ReportDataModule):
 
     def _labels(self, wanted: set[int]) -> tuple[dict[int, dict[str, float]], list[Path]]:
         """{study: {class: 1, 0 or nan}} and the table they come from."""
-        if self.labels is None:
+        if self.labels is None and self.labels_file is None:
             return {}, []
-        path = self._table(self.labels) if self.labels in _LABELLERS else Path(self.labels)
+        path = self.labels_file or self._table(self.labels)
         found = {}
         for number, row in read_table(path, ("study_id",)):
             study = whole_number(row["study_id"])

@@ -255,4 +255,4 @@ def whole_number(value: str | None) -> int | None:
 def one_of(key: str, value: object, known: Sequence[str] | Mapping[str, Any]) -> None:
     """Raises UserError where a value of `data.<key>` is not known."""
     if value not in known:
-        raise UserError(f"data.{key}={value} is not one of {', '.join(known)}.")
+        raise UserError(f"data.{key}={value} is not one of {', '.join(map(str, known))}.")

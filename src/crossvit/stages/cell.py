@@ -63,7 +63,7 @@ def settings_of(configs: list[StageConfig], cfg: DictConfig) -> str:
     }
     for entry in filter(None, suite.values()):
         entry["data"] = {
-            key: value for key, value in entry["data"].items() if not key.endswith(("root", "roots", "dir"))
+            key: value for key, value in entry["data"].items() if not key.endswith(("root", "roots", "dir", "_file"))
         }
     scenes = {key: value for key, value in OmegaConf.to_container(cfg.scenes, resolve=True).items() if key != "folder"}
     text = json.dumps([stages, suite, scenes], sort_keys=True)

@@ -64,7 +64,9 @@ def evaluate_stages(
             evaluator = make_evaluator(name, entry, data)
             if plain["evaluator"].get("surrogate") is not None:
                 plain["evaluator"]["surrogate"] = stage_directories(Path(plain["evaluator"]["surrogate"]))[-1].name
-            plain["data"] = {key: value for key, value in plain["data"].items() if not key.endswith(("root", "roots"))}
+            plain["data"] = {
+                key: value for key, value in plain["data"].items() if not key.endswith(("root", "roots", "_file"))
+            }
             key = hashlib.sha256(
                 json.dumps([plain, data.manifest(evaluator.splits)], sort_keys=True).encode()
             ).hexdigest()[:16]

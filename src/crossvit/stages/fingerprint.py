@@ -78,7 +78,7 @@ def _acts(callback: dict | None) -> bool:
 
 
 def _is_place_or_pace(key: str) -> bool:
-    return key in DATA_KEYS_OUT or key == "root" or key.endswith(("_root", "_roots", "_dir"))
+    return key in DATA_KEYS_OUT or key == "root" or key.endswith(("_root", "_roots", "_dir", "_file"))
 
 
 def _without(node: Any, names: tuple[str, ...]) -> Any:

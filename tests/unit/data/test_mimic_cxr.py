@@ -90,14 +90,14 @@ def test_labels(root, tokenizer):
 
 def test_labels_of_ones_own(root, tokenizer, tmp_path):
     write_table(tmp_path / "mine.csv", ("study_id", "Large heart"), [("s50000001", "1"), ("50000002", "0")])
-    data = module(root, tokenizer, labels=str(tmp_path / "mine.csv"))
+    data = module(root, tokenizer, labels_file=tmp_path / "mine.csv")
     index = data.index("train")
     assert index.classes == ["Large heart"] and index.study_labels[:2, 0].tolist() == [1, 0]
     assert math.isnan(index.study_labels[2, 0])
     assert data.manifest()["sha256"] != module(root, tokenizer).manifest()["sha256"]
     write_table(tmp_path / "mine.csv", ("study_id", "Large heart"), [("50000001", "yes")])
     with pytest.raises(UserError, match=r"mine\.csv, line 2: Large heart='yes' must be 1, 0, -1 or empty"):
-        module(root, tokenizer, labels=str(tmp_path / "mine.csv")).validate()
+        module(root, tokenizer, labels_file=tmp_path / "mine.csv").validate()
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,7 @@ def test_no_report_at_all_shows_the_tree(root, tokenizer):
         ({"section": "all"}, r"data\.section=all is not one of findings, impression, both"),
         ({"films": "second"}, r"data\.films=second"),
         ({"uncertain": "maybe"}, r"data\.uncertain=maybe is not one of positive, negative, ignore"),
+        ({"labels": "mine"}, r"data\.labels=mine is not one of chexpert, negbio"),
         ({"shared_patients": "yes"}, r"data\.shared_patients=yes"),
         ({"min_words": 0}, r"data\.min_words=0"),
         ({"val_split": "val"}, r"no film of split 'val' \(its splits: test, train, validate\)"),

@@ -120,6 +120,11 @@ def test_the_parent_and_the_data_count(base):
     assert mark(manifest=dict(reversed(MANIFEST.items()))) == base
 
 
+def test_where_labels_lie_does_not_count():
+    films = ("data=mimic_cxr", "objective=itc")
+    assert mark(*films, "data.labels_file=mine.csv") == mark(*films) != mark(*films, "data.section=findings")
+
+
 def test_settings_of_a_term_that_is_not_computed_do_not_count():
     off = ["objective=itc"]
     assert mark(*off) == mark(*off, "objective.itm.hard_negatives=false")

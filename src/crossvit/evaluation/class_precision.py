@@ -64,8 +64,11 @@ class ClassPrecision:
         count = len(candidate)
         ks = [k for k in self.ks if k <= count]
         measured = [c for c in range(len(classes)) if query[:, c].any() and not candidate[:, c].all()]
-        for c in set(range(len(classes))) - set(measured):
-            log.info("%s, %s: class %s is not measured, all or none are of it", self.task, direction, classes[c])
+        if len(measured) < len(classes):
+            others = ", ".join(name for c, name in enumerate(classes) if c not in measured)
+            log.info(
+                "%s, %s: all or none are of these classes, which are not measured: %s", self.task, direction, others
+            )
         rows = {c: query[:, c].nonzero().flatten() for c in measured}
         values: dict[tuple[int, int], list[Tensor]] = {(c, k): [] for c in measured for k in ks}
         for chunk in query_chunks(range(len(query)), count):

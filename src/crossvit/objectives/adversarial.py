@@ -129,9 +129,10 @@ class AdversarialLoss(Term):
         if self.algorithm == "vat" and self.direction != "none":
             attack.place(attack.noise(0), PROBE)
         for step in range(self.steps if self.direction != "none" else 0):
-            if self.direction == "random":
-                way = attack.noise(step)
-            else:
+            way = attack.noise(step) if self.direction == "random" else None
+            if way is None and step == 0 and self.algorithm == "pgd" and self.init == "zero":
+                way = attack.clean_gradient()
+            if way is None:
                 attack.watch()
                 with torch.enable_grad():
                     way = attack.gradient(attack.loss()).inputs

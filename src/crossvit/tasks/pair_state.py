@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from crossvit.data.batches import PairBatch
 from crossvit.models.crossvit import CrossViT
 from crossvit.models.text_encoder import TextFeatures
+from crossvit.objectives.randomness import Replay
 from crossvit.objectives.term import PairState, Perturbation
 
 
 def pair_state(model: CrossViT, batch: PairBatch, uniform=None, teacher: CrossViT | None = None) -> PairState:
     """Runs both towers once on a batch and lays out what the terms need. teacher: the model behind `PairState.teacher`, run when asked."""
+    before = Replay(batch.image.device)
     pictures = batch.image.flatten(0, 1) if batch.image.dim() == 5 else batch.image
     patches = model.patch_encoder(pictures).patches
-    return _lay_out(model, batch, pictures, patches, uniform, teacher, {})
+    return _lay_out(model, batch, pictures, patches, uniform, teacher, before, {})
 
 
 def _lay_out(
@@ -26,12 +28,13 @@ def _lay_out(
     patches: Tensor,
     uniform,
     teacher: CrossViT | None,
+    before: Replay,
     shared: dict,
 ) -> PairState:
     size, two = len(batch.tokens), batch.image.dim() == 5
     visual = model.visual_tokens(patches, pictures.shape[-2:])
     words = model.text_encoder.embed(batch.tokens)
-    text = model.text_features(batch.tokens, batch.token_mask)
+    text = model.text_features(batch.tokens, batch.token_mask, words)
     negatives = negative_embedding = present = None
     if batch.negatives is not None:
         features = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))
@@ -66,7 +69,7 @@ def _lay_out(
     def make_teacher() -> PairState:
         with torch.no_grad():
             pictures_patches = teacher.patch_encoder(pictures).patches
-            return _lay_out(teacher, batch, pictures, pictures_patches, uniform, None, state.shared)
+            return _lay_out(teacher, batch, pictures, pictures_patches, uniform, None, before, state.shared)
 
     common = {
         "logit_scale": model.logit_scale,
@@ -75,7 +78,8 @@ def _lay_out(
         "image_id": batch.image_id,
         "text_id": batch.text_id,
         "label": batch.label,
-        "fuse": lambda visual, tokens, pooled, mask: model.fuse(visual, TextFeatures(tokens, pooled, mask)),
+        "fuse": lambda visual, *text: model.fuse(visual, TextFeatures(*text), pooled_only=True).pooled,
+        "fuse_words": lambda visual, *text: model.fuse(visual, TextFeatures(*text)).text,
         "match_logits": model.itm,
         "relation_logits": model.relation,
         "two_image_logits": lambda first, second: model.two_image(torch.cat([first, second], dim=-1)),
@@ -84,6 +88,7 @@ def _lay_out(
         "negative_present": present,
         "uniform": uniform or (lambda n, stream=0: torch.rand(n, device=patches.device)),
         "inputs": Perturbation(words, patches, pictures),
+        "before": before,
         "perturb": perturb,
         "embed": model.text_encoder.embed,
         "vocab_size": model.text_encoder.vocab_size,

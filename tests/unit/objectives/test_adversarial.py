@@ -220,18 +220,46 @@ class TestControls:
             figures = term(state()).figures
             assert figures["patch_norm"].item() == pytest.approx(start["patch"].flatten(1).norm(dim=1).mean().item())
 
-    def test_k_steps_are_k_forward_passes(self):
-        for algorithm, steps, expected in (
-            ("pgd", 1, 2),
-            ("pgd", 3, 4),
-            ("freelb", 1, 1),
-            ("freelb", 3, 3),
-            ("vat", 2, 3),
-        ):
-            calls, found = [], state()
-            found.perturb = lambda *args, perturb=found.perturb, calls=calls: calls.append(1) or perturb(*args)
-            AdversarialLoss(algorithm=algorithm, steps=steps)(found)
-            assert len(calls) == expected, algorithm
+    @pytest.mark.parametrize(
+        "settings, expected",
+        [
+            ({"steps": 1}, 1),  # the clean pass has told the first step where to go
+            ({"steps": 3}, 3),
+            ({"steps": 1, "init": "uniform"}, 2),
+            ({"steps": 1, "direction": "random"}, 1),
+            ({"steps": 1, "spaces": ["text", "pixel"]}, 2),
+            ({"algorithm": "freelb", "steps": 1}, 1),
+            ({"algorithm": "freelb", "steps": 3}, 3),
+            ({"algorithm": "vat", "steps": 2}, 3),
+        ],
+    )
+    def test_how_many_passes_k_steps_take(self, settings, expected):
+        calls, found = [], state()
+        found.perturb = lambda *args, perturb=found.perturb: calls.append(1) or perturb(*args)
+        AdversarialLoss(**settings)(found)
+        assert len(calls) == expected
+
+    def test_the_clean_pass_tells_the_first_gradient(self):
+        for attacked in ("itm", "itc"):
+            attack = AdversarialLoss(attack=attacked).on(state())
+            told, figures = attack.clean_gradient(), attack.figures()
+            attack.watch()
+            found = attack.gradient(attack.loss()).inputs
+            assert found["text"].any() and found["patch"].any()
+            for name, grad in found.items():
+                assert torch.allclose(told[name], grad, atol=1e-6)
+                assert not told["text"][~attack.state.text_mask].any()
+            for key, value in attack.figures().items():
+                assert torch.allclose(figures[key], value, rtol=1e-3), key
+            attack.clean[0].loss().backward()  # and its graph is still there
+
+    def test_where_the_clean_pass_cannot_tell(self):
+        frozen = cross_vit()
+        frozen.patch_encoder.requires_grad_(False)
+        assert AdversarialLoss().on(state(frozen)).clean_gradient() is None
+        assert AdversarialLoss(spaces=["text"]).on(state(frozen)).clean_gradient() is not None
+        assert AdversarialLoss(spaces=["pixel"]).on(state()).clean_gradient() is None
+        assert AdversarialLoss().on(state(TestWhatStaysAsItIs.dropping())).clean_gradient() is None
 
     def test_starts_of_the_ascent(self):
         clean = MatchingLoss()(state()).loss.item()

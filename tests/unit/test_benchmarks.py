@@ -17,3 +17,10 @@ def test_evaluation():
     found = script.retrieval(images=20, captions=2, width=8)
     assert (found["images"], found["texts"]) == (20, 40) and found["peak_rss_mib"] >= found["peak_rss_mib_before"] > 0
     assert script.fused(30)["pairs_per_second"] > 0
+
+
+def test_objectives():
+    found = load("objectives").measure("tiny", size=4, words=6, rounds=1, names=["itc", "itc_itm", "pgd", "ema"])
+    assert found["itc_itm"]["flops_over_itc_itm"] == 1 < found["itc_itm"]["flops_over_itc"]
+    assert found["pgd"]["pair_passes"] > found["itc_itm"]["pair_passes"] > found["itc"]["pair_passes"] > 0
+    assert all(figures["cpu_seconds"] > 0 for figures in found.values())

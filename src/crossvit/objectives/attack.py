@@ -28,8 +28,8 @@ class Ball(NamedTuple):
     """Where a perturbation may go: eps, its radius (None: anywhere), and step_size; `relative` to the row's own size, or absolute."""
 
     norm: Norm = "l2"
-    eps: float | None = 0.1
-    step_size: float = 0.1
+    eps: float | None = 0.02
+    step_size: float = 0.02
     relative: bool = True
 
 

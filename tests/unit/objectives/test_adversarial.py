@@ -91,15 +91,15 @@ class TestAgainstNaiveComputation:
 
     @pytest.mark.parametrize("steps", [1, 2, 3])
     def test_pgd_trains_on_the_last_point(self, steps):
-        self.check(AdversarialLoss(step_size=0.05, steps=steps), only_last=True)
+        self.check(AdversarialLoss(eps=0.1, step_size=0.05, steps=steps), only_last=True)
 
     @pytest.mark.parametrize("steps", [1, 3])
     def test_freelb_trains_on_the_mean_of_all_points(self, steps):
-        self.check(AdversarialLoss(algorithm="freelb", step_size=0.05, steps=steps))
+        self.check(AdversarialLoss(algorithm="freelb", eps=0.1, step_size=0.05, steps=steps))
 
     @pytest.mark.parametrize("detach", [True, False])
     def test_villa_adds_the_symmetric_divergence(self, detach):
-        term = AdversarialLoss(algorithm="villa", step_size=0.05, steps=3, kl_weight=1.5, kl_detach=detach)
+        term = AdversarialLoss(algorithm="villa", eps=0.1, step_size=0.05, steps=3, kl_weight=1.5, kl_detach=detach)
         self.check(term, kl_weight=1.5, detach=detach)
 
     def test_villa_without_weight_is_freelb(self):
@@ -176,7 +176,10 @@ class TestHarm:
 
 class TestControls:
     def test_random_steps_have_the_length_of_gradient_steps(self):
-        found = {way: AdversarialLoss(direction=way, step_size=0.07)(state()).figures for way in ("gradient", "random")}
+        found = {
+            way: AdversarialLoss(direction=way, eps=0.1, step_size=0.07)(state()).figures
+            for way in ("gradient", "random")
+        }
         for space in SPACES:
             for figure in (f"{space}_norm", f"{space}_share"):
                 assert found["random"][figure].item() == pytest.approx(found["gradient"][figure].item(), rel=1e-5)
@@ -316,7 +319,7 @@ class TestVirtual:
         model = cross_vit()
         found = {}
         for way in ("gradient", "random"):
-            term = AdversarialLoss(algorithm="vat", direction=way, steps=2)
+            term = AdversarialLoss(algorithm="vat", direction=way, eps=0.1, steps=2)
             attack = term.on(state(model))
             term.climb(attack)
             change = divergence(attack.clean[0].logits, attack.answers()[0].logits)
@@ -481,7 +484,7 @@ class TestSettings:
             ({"spaces": []}, r"spaces=\[\]: choose some of text, patch, pixel"),
             ({"spaces": ["text", "text"]}, "choose some of text, patch, pixel"),
             ({"spaces": ["text", "word"]}, "choose some of text, patch, pixel"),
-            ({"steps": 0}, "steps=0, step_size=0.1, eps=0.1: give numbers greater than 0"),
+            ({"steps": 0}, "steps=0, step_size=0.02, eps=0.02: give numbers greater than 0"),
             ({"step_size": 0.0}, "step_size=0.0"),
             ({"eps": 0.0}, "eps=0.0: give numbers greater than 0"),
             ({"algorithm": "vat", "eps": None}, "algorithm=vat needs eps"),
@@ -524,4 +527,4 @@ class TestSettings:
         attack = term.on(state())
         assert attack.ball == Ball("linf", 0.3, 0.2, False)
         assert list(attack.delta) == ["pixel"]
-        assert AdversarialLoss().on(state()).ball == Ball("l2", 0.1, 0.1, True)
+        assert AdversarialLoss().on(state()).ball == Ball("l2", 0.02, 0.02, True)

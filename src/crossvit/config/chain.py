@@ -58,6 +58,7 @@ def chain_configs(overrides: list[str], primary: str = "train") -> list[StageCon
     additions = {str(name): _as_overrides(name, extra) for name, extra in (target.cfg.get("chain") or {}).items()}
     shared = [override for override in overrides if not is_stage_scoped(override)]
     if target.choices.get("arm"):
+        _check_arm(target, overrides, additions, primary)
         given_keys = {override_key(override) for override in overrides}
         shared += [f"{part}={target.choices[part]}" for part in MODEL_PARTS if part not in given_keys]
     links: list[StageConfig] = []
@@ -116,6 +117,24 @@ def _stage_config(
         raise (error if target else UserError(f"stage {option}: {error}")) from None
     OmegaConf.set_readonly(cfg, True)
     return StageConfig(option, name, cfg)
+
+
+def _check_arm(target: Composed, overrides: list[str], additions: dict[str, list[str]], primary: str) -> None:
+    """An arm goes by its file's name, under which its cells are kept, and keeps what it says of the stages before."""
+    arm = target.choices["arm"]
+    if target.cfg.arm.name != arm:
+        raise UserError(
+            f"arm={arm}: its arm.name is {target.cfg.arm.name!r}; write arm.name: {arm} in conf/arm/{arm}.yaml"
+        )
+    if not any(override_key(override).split(".")[0] == "chain" for override in overrides):
+        return
+    alone = [override for override in overrides if override_key(override).split(".")[0] != "chain"]
+    for name, extra in (compose_with_choices(alone, primary).cfg.get("chain") or {}).items():
+        lost = [override for override in extra or () if override not in additions.get(str(name), [])]
+        if lost:
+            raise UserError(
+                f"chain.{name}: arm {arm} asks for {', '.join(lost)} there: write that into your list as well"
+            )
 
 
 def _stretch(cfg: DictConfig) -> None:

@@ -60,7 +60,7 @@ def _lay_out(
             base = patches if through_cnn else patches.detach()
             if added.pixel is not None:
                 with unchanged_statistics(model.patch_encoder):
-                    base = model.patch_encoder(pictures + added.pixel).patches
+                    base = model.patch_encoder(pictures + added.pixel, passing=True).patches
             new_visual = model.visual_tokens(base if added.patch is None else base + added.patch, pictures.shape[-2:])
         if added.text is not None:
             new_text = model.text_features(batch.tokens, batch.token_mask, words + added.text)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from crossvit.distributed import gather, gather_with_grad, global_rows, pad_to_longest
 from crossvit.objectives.randomness import Replay
+from crossvit.objectives.tiled import Positives, list_positives
 
 
 @dataclass
@@ -173,6 +174,11 @@ class PairState:
     def all_ids(self) -> tuple[Tensor, Tensor, Tensor]:
         """image_id, text_id and truth (B,) of all ranks' pairs."""
         return gather(self.image_id), gather(self.text_id), gather(self.true)
+
+    @cached_property
+    def positives(self) -> Positives:
+        """The same pairs as `image_positives` and `text_positives`, as a list."""
+        return list_positives(self.rows, *self.all_ids)
 
     @cached_property
     def image_positives(self) -> Tensor:

@@ -35,6 +35,8 @@ TRAINER_KEYS = (
     "sync_batchnorm",
 )
 DATA_KEYS_OUT = ("num_workers", "eval_batch_size", "max_bad_fraction", "test_split", "cache")
+NEUTRAL = (("shuffled", 0),)
+"""Data settings under which nothing is other than before there was such a key: stages from then keep their names."""
 CALLBACKS_OUT = ("checkpoint", "compute", "validation_curve", "progress_bar", "model_summary")
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")
 
@@ -63,8 +65,10 @@ def what_matters(cfg: DictConfig) -> dict[str, Any]:
         "task": task,
         "model": {"image_size": sizes["image_size"]} if image_only else sizes,
         "parts": {part: _with_file_contents(_without(plain[part], ("remember",))) for part in parts if part in plain},
-        "data": {k: v for k, v in plain["data"].items() if not _is_place_or_pace(k) and (k, v) != ("shuffled", 0)},
-        "objective": {name: term for name, term in plain["objective"].items() if term.get("weight", 1) != 0},
+        "data": {k: v for k, v in plain["data"].items() if not _is_place_or_pace(k) and (k, v) not in NEUTRAL},
+        "objective": {
+            name: _without(term, ("tile",)) for name, term in plain["objective"].items() if term.get("weight", 1) != 0
+        },
         "optimizer": _without(plain["optimizer"], ("fused", "foreach")),
         "scheduler": plain["scheduler"],
         "trainer": {key: str(trainer[key]) for key in TRAINER_KEYS if trainer.get(key) is not None},

@@ -15,6 +15,7 @@ from torch import Tensor
 from crossvit.objectives.answers import answers
 from crossvit.objectives.ascent import Norm
 from crossvit.objectives.attack import PROBE, Attack, Ball
+from crossvit.objectives.known_gradient import KnownGradient
 from crossvit.objectives.term import PairState, Perturbation, Term, TermOutput
 
 TOWERS = ("patch_encoder", "vision", "text_encoder")
@@ -156,16 +157,3 @@ class AdversarialLoss(Term):
             if step + 1 < self.steps and self.direction != "none":
                 attack.move(grads.inputs if self.direction == "gradient" else attack.noise(step))
         return KnownGradient.apply(torch.stack(values).mean(), list(total.values()), *total)
-
-
-class KnownGradient(torch.autograd.Function):
-    """A value whose gradient is known already: backward gives each parameter its own, times what arrives."""
-
-    @staticmethod
-    def forward(ctx, value: Tensor, grads: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.grads = grads
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, arriving: Tensor) -> tuple:
-        return None, None, *(arriving * grad for grad in ctx.grads)

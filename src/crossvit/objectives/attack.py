@@ -110,7 +110,8 @@ class Attack:
         if self._has_dropout or not all(x.requires_grad for x in inputs):
             return None
         loss = self.state.loss_scale * self.loss(self.clean)
-        return self._of_inputs(torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True))
+        grads = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        return None if any(grad is None for grad in grads) else self._of_inputs(grads)
 
     def move(self, grads: dict[str, Tensor]) -> None:
         """One step of ascent along `grads`."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,31 +14,61 @@ from crossvit.objectives.randomness import Replay
 from crossvit.objectives.term import PairState, Perturbation
 
 
-def pair_state(model: CrossViT, batch: PairBatch, uniform=None, teacher: CrossViT | None = None) -> PairState:
-    """Runs both towers once on a batch and lays out what the terms need. teacher: the model behind `PairState.teacher`, run when asked."""
-    before = Replay(batch.image.device)
-    pictures = batch.image.flatten(0, 1) if batch.image.dim() == 5 else batch.image
+class Towers(NamedTuple):
+    """What both towers make of a batch, before anything is projected or fused; a text about two pictures has them side by side."""
+
+    patches: Tensor
+    words: Tensor
+    visual: Tensor
+    text: TextFeatures
+    negatives: TextFeatures | None
+
+
+def run_towers(model: CrossViT, batch: PairBatch) -> Towers:
+    """Both towers once."""
+    pictures = _pictures(batch)
     patches = model.patch_encoder(pictures).patches
-    return _lay_out(model, batch, pictures, patches, uniform, teacher, before, {})
+    visual = model.visual_tokens(patches, pictures.shape[-2:])
+    words = model.text_encoder.embed(batch.tokens)
+    text = model.text_features(batch.tokens, batch.token_mask, words)
+    negatives = None
+    if batch.negatives is not None:
+        negatives = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))
+    return Towers(patches, words, visual, text, negatives)
+
+
+def pair_state(
+    model: CrossViT, batch: PairBatch, uniform=None, teacher: CrossViT | None = None, towers: Towers | None = None
+) -> PairState:
+    """Lays out what the terms need of a batch. teacher: the model behind `PairState.teacher`, run when asked. towers: their output, where
+    they have run already."""
+    before = Replay(batch.image.device)
+    if towers is None:
+        towers = run_towers(model, batch)
+    else:
+        towers = towers._replace(
+            words=model.text_encoder.embed(batch.tokens)
+        )  # the one that a term may take on to the weights
+    return _lay_out(model, batch, towers, uniform, teacher, before, {})
+
+
+def _pictures(batch: PairBatch) -> Tensor:
+    return batch.image.flatten(0, 1) if batch.image.dim() == 5 else batch.image
 
 
 def _lay_out(
     model: CrossViT,
     batch: PairBatch,
-    pictures: Tensor,
-    patches: Tensor,
+    towers: Towers,
     uniform,
     teacher: CrossViT | None,
     before: Replay,
     shared: dict,
 ) -> PairState:
-    size, two = len(batch.tokens), batch.image.dim() == 5
-    visual = model.visual_tokens(patches, pictures.shape[-2:])
-    words = model.text_encoder.embed(batch.tokens)
-    text = model.text_features(batch.tokens, batch.token_mask, words)
+    size, two, pictures = len(batch.tokens), batch.image.dim() == 5, _pictures(batch)
+    patches, words, visual, text, features = towers
     negatives = negative_embedding = present = None
-    if batch.negatives is not None:
-        features = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))
+    if features is not None:
         negatives, negative_embedding = tuple(features), model.embed_text(features)
         present = batch.negatives_mask.flatten(0, 1).any(dim=1)
 
@@ -68,8 +99,7 @@ def _lay_out(
 
     def make_teacher() -> PairState:
         with torch.no_grad():
-            pictures_patches = teacher.patch_encoder(pictures).patches
-            return _lay_out(teacher, batch, pictures, pictures_patches, uniform, None, before, state.shared)
+            return _lay_out(teacher, batch, run_towers(teacher, batch), uniform, None, before, state.shared)
 
     common = {
         "logit_scale": model.logit_scale,

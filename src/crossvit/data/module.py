@@ -169,7 +169,7 @@ class CrossViTDataModule(LightningDataModule):
         for split in self._splits():
             self.check_split(split)
         if self.train_split is not None:
-            self._train_batches(self.index(self.train_split).counts["samples"])
+            self._train_batches(self._train_length(self.train_split))
 
     def check_split(self, split: str) -> None:
         """`validate` of one split, named in the config or not; raises the same."""
@@ -220,9 +220,8 @@ class CrossViTDataModule(LightningDataModule):
         """Training batches, beginning where the trainer's progress stands."""
         split = self._named("train_split")
         dataset = self._train_dataset(split)
-        batch_size = self._train_batches(len(dataset))
-        rank, world_size = self._rank_and_world_size()
-        sampler = EpochSampler(len(dataset), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+        batch_size = self._train_batches(self._train_length(split))
+        sampler = self._train_sampler(dataset, *self._rank_and_world_size())
         sampler.seek(*self._position())
         return self._loader(split, dataset, sampler, batch_size, self.num_workers)
 
@@ -262,6 +261,14 @@ class CrossViTDataModule(LightningDataModule):
         if self.cache:
             pictures.keep_in_memory()
         return pictures
+
+    def _train_length(self, split: str) -> int:
+        """Samples of a training epoch."""
+        return self.index(split).counts["samples"]
+
+    def _train_sampler(self, dataset: Dataset, rank: int, world_size: int) -> EpochSampler:
+        """The order of a training epoch."""
+        return EpochSampler(len(dataset), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
 
     def _eval_loader(self, split: str, dataset: Dataset, num_workers: int) -> EpochLoader:
         rank, world_size = self._rank_and_world_size()

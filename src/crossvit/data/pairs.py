@@ -1,5 +1,6 @@
 """What all image-text datasets share."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from crossvit.data.sampler import Draw
 from crossvit.data.transforms import EvalTransform, TrainTransform
 from crossvit.errors import UserError
 
+log = logging.getLogger(__name__)
 
 @dataclass
 class PairIndex:
@@ -74,6 +76,14 @@ class PairDataModule(CrossViTDataModule):
     def pair_loader(self, split: str) -> EpochLoader:
         """Every sample of a split once, in order, with its first caption: `PairBatch`."""
         return self._eval_loader(split, self._pair_dataset(split, self._eval_transform), self.num_workers)
+
+    def text_policy(self) -> str:
+        """What becomes of a text, in words for the log."""
+        return self.tokenizer.policy()
+
+    def train_dataloader(self) -> EpochLoader:
+        log.info("%s: texts: %s", type(self).__name__, self.text_policy())
+        return super().train_dataloader()
 
     def _train_dataset(self, split: str) -> PairDataset:
         return self._pair_dataset(split, self._train_transform, self.shuffled)

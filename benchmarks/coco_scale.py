@@ -1,12 +1,12 @@
-"""What COCO's training split costs before the first batch and while it is read: 118,287 pictures, 591,753 captions.
+"""What COCO's training split costs before the first batch and while it is read: 118,287 pictures with five captions each.
 
-    python benchmarks/coco_scale.py [--reader coco] [--images 118287] [--captions 5] [--workers 2] [--batches 200] [--batch-size 256] [--folder DIR]
+    python benchmarks/coco_scale.py [--reader coco] [--images 118287] [--captions 5] [--workers 2] [--batches 200] [--batch-size 256]
 
-Writes annotations of that size with a picture of 32 px for each (one file, many names), starts `python` anew, and measures there: seconds
-to the first batch (from the start of the process, and from where the libraries are imported), the memory of every worker at the first batch, half-way and at the last,
-and that of the main process.
-Readers: coco (captions json), karpathy, caption_list (ALBEF's json lists), table (csv), caption_folder (a .txt beside each picture).
-Prints one json object; --batches 0 goes over the whole epoch.
+Writes annotations of that size with a picture of 32 px for each (one file, many names; --folder DIR keeps them for the next time), starts
+`python` anew, and measures there: seconds to the first batch (from the start of the process, and from where the libraries are imported),
+the memory of every worker at the first batch, half-way and at the last, and that of the main process. Readers: coco (captions json),
+karpathy, caption_list (ALBEF's json lists), table (csv), caption_folder (a .txt beside each picture). --batches 0: all.
+Prints one json object.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = "a man woman dog cat sits stands on near the table street red blue with two people riding holding large small".split()
+WORDS = "a man woman dog cat sits stands on near the table street red blue with two people riding large small"
 PER_CLASS = {
     "coco": "crossvit.data.coco.COCODataModule",
     "karpathy": "crossvit.data.karpathy.KarpathyDataModule",
@@ -54,7 +54,9 @@ def main() -> None:
         started = time.time()
         command = [sys.executable, __file__, *sys.argv[1:], "--measure", str(root)]
         environment = os.environ | {"CROSSVIT_STARTED": repr(started)}
-        measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+        measured = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        )
     report = {
         "reader": given.reader,
         "images": given.images,
@@ -110,10 +112,14 @@ def measure(root: Path, given: argparse.Namespace) -> dict:
         "seconds_of_reading": round(validated - imported, 2),
         "seconds_from_imports_to_first_batch": round(first - imported, 2),
         "seconds_from_start_to_first_batch": round(first - started, 2),
-        "cpu_seconds_of_reading": round(busy, 2),  # of the main process: the figure to go by on a machine that others use
+        "cpu_seconds_of_reading": round(
+            busy, 2
+        ),  # of the main process: the figure to go by on a machine that others use
         "batches": total,
         "worker_mib_at_batch": watched,
-        "worker_growth_in_second_half_mib": [round(b["private"] - a["private"], 1) for a, b in zip(half, last, strict=True)],
+        "worker_growth_in_second_half_mib": [
+            round(b["private"] - a["private"], 1) for a, b in zip(half, last, strict=True)
+        ],
         "main_process_mib": memory(os.getpid()),
         "main_process_peak_mib": peak(),
     }
@@ -143,9 +149,9 @@ def read_once(root: Path) -> None:
 
 def write(reader: str, root: Path, images: int, captions: int) -> None:
     """The annotations in the reader's official schema, and a picture under every name."""
-    rng = random.Random(0)
+    rng, words = random.Random(0), WORDS.split()
     names = [f"{i:012d}.jpg" for i in range(1, images + 1)]
-    texts = [[" ".join(rng.choices(WORDS, k=rng.randint(8, 13))) for _ in range(captions)] for _ in names]
+    texts = [[" ".join(rng.choices(words, k=rng.randint(8, 13))) for _ in range(captions)] for _ in names]
     folder = {"coco": "train2017", "karpathy": "train2014", "caption_folder": "train"}.get(reader, "images")
     (root / folder).mkdir(parents=True)
     picture = root / "picture.jpg"
@@ -206,7 +212,9 @@ def write(reader: str, root: Path, images: int, captions: int) -> None:
         with (root / "train.csv").open("w", newline="") as file:
             lines = csv.writer(file)
             lines.writerow(["image", "caption"])
-            lines.writerows((f"{folder}/{name}", text) for name, group in zip(names, texts, strict=True) for text in group)
+            lines.writerows(
+                (f"{folder}/{name}", text) for name, group in zip(names, texts, strict=True) for text in group
+            )
     else:
         for name, group in zip(names, texts, strict=True):
             (root / folder / name).with_suffix(".txt").write_text("\n".join(group) + "\n")

@@ -1,19 +1,19 @@
 """Pictures with one caption or several: what COCO, Karpathy's splits, json lists and a user's own tables share."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from crossvit.data.bad_samples import BadRecord
 from crossvit.data.datasets import Captions, ImageDataset, PairDataset, TextDataset
 from crossvit.data.loader import EpochLoader
 from crossvit.data.packed import PackedStrings
 from crossvit.data.pairs import PairDataModule, PairIndex
+from crossvit.data.pictures import Pictures
 from crossvit.errors import UserError
-
-log = logging.getLogger(__name__)
 
 CAPTION_POLICIES = {
     "one": "a training sample is a picture with one of its captions, drawn anew in each epoch",
@@ -102,6 +102,40 @@ class CaptionDataModule(PairDataModule):
             dataset.image_ids = dataset.image_ids.repeat(sizes)
             dataset.captions = Captions(dataset.captions.texts, np.arange(len(dataset.captions.texts) + 1))
         return dataset
+
+
+def caption_index(
+    pictures: Pictures,
+    image_ids: np.ndarray,
+    image_of: np.ndarray,
+    texts: Sequence[str],
+    caption_ids: np.ndarray | None = None,
+    files: Sequence[Path] = (),
+    defects: Sequence[BadRecord] = (),
+) -> CaptionIndex:
+    """Index m pictures, each with a caption or more, and their c captions in any order.
+
+    Args:
+        image_ids: int64 (m,).
+        image_of: int64 (c,), the position of each caption's picture.
+        texts: c captions.
+        caption_ids: int64 (c,); None: their number in `texts`.
+        files: annotation files that were read.
+        defects: records that could not be used.
+    """
+    captions, order = group_captions(image_of, texts, len(image_ids))
+    caption_ids = np.arange(len(texts)) if caption_ids is None else caption_ids
+    return CaptionIndex(
+        pictures=pictures,
+        rows=np.arange(len(image_ids)),
+        captions=captions,
+        image_ids=image_ids,
+        counts={"samples": len(image_ids), "captions": len(texts)},
+        files=files,
+        defects=list(defects),
+        caption_ids=caption_ids[order],
+        caption_image_ids=image_ids.repeat(np.diff(captions.starts)),
+    )
 
 
 def group_captions(image_of: np.ndarray, texts: Sequence[str], count: int) -> tuple[Captions, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from crossvit.data.annotations import read_json
 from crossvit.data.bad_samples import BadRecord
-from crossvit.data.captions import CaptionDataModule, CaptionIndex, group_captions
+from crossvit.data.captions import CaptionDataModule, CaptionIndex, caption_index
 from crossvit.data.datasets import Captions
 from crossvit.data.packed import PackedStrings
 from crossvit.data.pictures import Pictures
@@ -42,6 +42,10 @@ class COCODataModule(CaptionDataModule):
   <root>/train2017/*.jpg    <root>/val2017/*.jpg            (or train2014/, val2014/)
   <root>/annotations/captions_train2017.json    <root>/annotations/captions_val2017.json
   <root>/annotations/negatives_train2017.json               (only for data.negatives)"""
+    DOWNLOAD = """\
+  https://cocodataset.org/#download: 2017: train2017.zip (18 GB), val2017.zip (1 GB), annotations_trainval2017.zip (241 MB);
+  118,287 + 5,000 pictures. 2014: train2014.zip (13 GB), val2014.zip (6 GB), annotations_trainval2014.zip (241 MB);
+  82,783 + 40,504 pictures. Licence: captions CC BY 4.0; each picture its own (`license` in the json)."""
 
     def __init__(self, *, negatives: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -122,18 +126,14 @@ def read_captions(file: Path, folder: Path) -> CaptionIndex:
     image_ids = listed[np.isin(listed, image_of)]
     by_id = np.argsort(image_ids)
     position = by_id[np.searchsorted(image_ids, image_of, sorter=by_id)]
-    captions, order = group_captions(position, [a["caption"] for a in annotations], len(image_ids))
-    caption_ids = np.fromiter((int(a["id"]) for a in annotations), np.int64, len(annotations))
-    return CaptionIndex(
-        pictures=Pictures([names[i] for i in image_ids.tolist()], [folder]),
-        rows=np.arange(len(image_ids)),
-        captions=captions,
-        image_ids=image_ids,
-        counts={"samples": len(image_ids), "captions": len(annotations)},
+    return caption_index(
+        Pictures([names[i] for i in image_ids.tolist()], [folder]),
+        image_ids,
+        position,
+        [a["caption"] for a in annotations],
+        np.fromiter((int(a["id"]) for a in annotations), np.int64, len(annotations)),
         files=[file],
         defects=defects,
-        caption_ids=caption_ids[order],
-        caption_image_ids=image_of[order],
     )
 
 
@@ -150,7 +150,7 @@ def _image_names(file: Path, records: list, defects: list[BadRecord]) -> dict[in
 
 
 def _usable_captions(file: Path, records: list, names: dict[int, str], defects: list[BadRecord]) -> list[dict]:
-    """The records of captions that can be used. The official files are whole: looked at by columns, half a million of them take a moment."""
+    """The records of captions that can be used. The official files are whole, and looking at columns settles that in a moment."""
     try:
         ids, images, texts = ([record[key] for record in records] for key in ("id", "image_id", "caption"))
     except (KeyError, TypeError):

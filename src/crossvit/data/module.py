@@ -88,6 +88,8 @@ class CrossViTDataModule(LightningDataModule):
 
     LAYOUT: str
     """The expected tree, shown when something is not found."""
+    DOWNLOAD: str = ""
+    """Where it comes from, how large it is and under which licence; shown beside the tree where there is nothing yet."""
 
     def __init__(
         self,
@@ -200,7 +202,9 @@ class CrossViTDataModule(LightningDataModule):
         """The annotations of a split, read once."""
         if split not in self._indices:
             if not self.root.is_dir():
-                raise self._layout_error(f"data.root={self.root} is not a folder.")
+                raise self._absent(f"data.root={self.root} is not a folder.")
+            if not any(self.root.iterdir()):
+                raise self._absent(f"data.root={self.root} is empty.")
             index = self._read_split(split)
             if index.counts["samples"] == 0:
                 raise self._layout_error(f"Split '{split}' of {self.root} holds no usable sample.", index.defects)
@@ -283,6 +287,11 @@ class CrossViTDataModule(LightningDataModule):
         return UserError(f"{problem}{first} Expected:\n{self.LAYOUT}")
 
     # inside ---------------------------------------------------------------------------------------------------------
+
+    def _absent(self, problem: str) -> UserError:
+        """`_layout_error` with the way to the data: nothing is downloaded on its own."""
+        where = f"\nDownload and unpack there:\n{self.DOWNLOAD}" if self.DOWNLOAD else ""
+        return UserError(f"{self._layout_error(problem)}{where}")
 
     def _loader(
         self, split: str, dataset: Dataset, sampler: EpochSampler, batch_size: int, num_workers: int

@@ -18,6 +18,7 @@ from crossvit.errors import UserError
 
 log = logging.getLogger(__name__)
 
+
 @dataclass
 class PairIndex:
     """One split of image-text pairs; n samples.

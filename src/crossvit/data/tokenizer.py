@@ -173,7 +173,9 @@ class HuggingFaceTokenizer(Tokenizer):
         if not Path(folder).is_dir():
             raise UserError(f"tokenizer.folder={folder}: is not a folder (text_encoder.folder=DIR)")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, truncation_side=truncation_side)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, truncation_side=truncation_side
+            )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"tokenizer.folder={folder}: no Hugging Face tokenizer there ({error})".split("\n")[0]

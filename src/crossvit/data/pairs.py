@@ -31,6 +31,7 @@ class PairIndex:
         counts: sizes by name.
         labels: int64 (n,), or None where all pairs match.
         relations: the kind of relation of each sample ("" where the data name none), or None.
+        sentence_ids: int64 (n,), equal for the statements of one sentence, or None where there are no statements.
         negatives: for each caption a group of captions that are false of its picture, or None.
         files: annotation files that were read.
         defects: records that could not be used.
@@ -43,6 +44,7 @@ class PairIndex:
     counts: dict[str, int]
     labels: np.ndarray | None = None
     relations: list[str] | None = None
+    sentence_ids: np.ndarray | None = None
     negatives: Captions | None = None
     files: list[Path] = field(default_factory=list)
     defects: list[BadRecord] = field(default_factory=list)

@@ -36,7 +36,14 @@ TRAINER_KEYS = (
 )
 DATA_KEYS_OUT = ("num_workers", "eval_batch_size", "max_bad_fraction", "test_split", "cache")
 CALLBACKS_OUT = ("checkpoint", "compute", "validation_curve", "progress_bar", "model_summary")
-NEUTRAL = {"shuffled": 0, "captions": "one", "held_out": 0, "truncation_side": "right", "lowercase": False}
+NEUTRAL = {
+    "shuffled": 0,
+    "captions": "one",
+    "held_out": 0,
+    "permutations": 6,
+    "truncation_side": "right",
+    "lowercase": False,
+}
 """Keys of data and tokenizers, and the value under which nothing is other than before there was the key: stages from then keep their names."""
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")
 

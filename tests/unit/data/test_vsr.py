@@ -1,8 +1,9 @@
 import json
+import logging
 
 import pytest
 
-from crossvit.data.vsr import VSRDataModule
+from crossvit.data.vsr import VSRDataModule, release
 from crossvit.errors import UserError
 
 
@@ -111,3 +112,12 @@ def test_official_release_is_named(root, tokenizer, write_jsonl, caplog):
 def test_unknown_variant(root, tokenizer):
     with pytest.raises(UserError, match=r"data\.variant=randm"):
         make(root, tokenizer, variant="randm")
+
+
+def test_the_release_is_named(root, tokenizer, caplog):
+    with caplog.at_level(logging.INFO, "crossvit.data.vsr"):
+        make(root, tokenizer).index("train")
+    assert "train.jsonl: 12 lines, of no official release of VSR" in caplog.text
+    assert release("train", 7_680) == "as in the official files of VSR random"
+    assert release("test", 1_222) == "as in the official files of VSR zeroshot"
+    assert release("train", 4_713) == "as in what the README of VSR says of zeroshot"

@@ -1,6 +1,7 @@
 """A split of one's own, taken out of the training split."""
 
 import hashlib
+from collections.abc import Collection
 
 from crossvit.errors import UserError
 
@@ -37,5 +38,16 @@ class HeldOut:
         """Whether what bears this name belongs to the split."""
         if split not in ("train", HELD_OUT) or not self.share:
             return True
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        return (int.from_bytes(digest) < self.share * 2**64) == (split == HELD_OUT)
+        return (_place(name) < self.share * 2**64) == (split == HELD_OUT)
+
+    def groups(self, split: str, names: Collection[str]) -> set[str]:
+        """Those of a few groups that belong to the split: of `train` the share is counted, and at least one is held out."""
+        if split not in ("train", HELD_OUT) or not self.share:
+            return set(names)
+        held = sorted(names, key=_place)[: max(1, round(self.share * len(names)))]
+        return set(held) if split == HELD_OUT else set(names) - set(held)
+
+
+def _place(name: str) -> int:
+    """A number below 2 ** 64 that looks drawn."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest())

@@ -48,8 +48,10 @@ class NLVRDataModule(StatementDataModule):
         listing = {entry.name: set(os.listdir(entry)) for entry in os.scandir(images) if entry.is_dir()}
         statements: list[Statement] = []
         defects: list[BadRecord] = []
-        for number, record in read_jsonl(file):
-            if not self.held_out.keeps(split, str(record.get("directory"))):
+        records = list(read_jsonl(file))
+        kept = self.held_out.groups(split, {str(record.get("directory")) for _, record in records})
+        for number, record in records:
+            if str(record.get("directory")) not in kept:
                 continue
             found = read_statement(record, "sentence")
             pictures = _pictures(source, record, listing)[: self.permutations]

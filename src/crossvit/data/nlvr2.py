@@ -51,14 +51,16 @@ class NLVR2DataModule(StatementDataModule):
             raise self._layout_error(f"{candidates[0] if file is None else places[0]} is not there.")
         statements: list[Statement] = []
         defects: list[BadRecord] = []
-        for number, record in read_jsonl(file):
+        records = list(read_jsonl(file))
+        kept = self.held_out.groups(split, {str(record.get("directory")) for _, record in records})
+        for number, record in records:
             found = read_statement(record, "sentence")
             identifier = record.get("identifier")
             if not isinstance(identifier, str) or identifier.count("-") != 3:
                 found = f"identifier {identifier!r} is not 'split-set-pair-sentence'"
             if isinstance(found, str):
                 defects.append(BadRecord(f"{file}, line {number}", found))
-            elif self.held_out.keeps(split, str(record.get("directory"))):
+            elif str(record.get("directory")) in kept:
                 of_split, of_set, _, of_sentence = identifier.split("-")
                 sentence = f"{of_split}-{of_set}-{of_sentence}"
                 statements.append(Statement(_pictures(record), *found, sentence=sentence))

@@ -75,7 +75,8 @@ class VSRDataModule(StatementDataModule):
             else:
                 statements.append(Statement((record["image"],), *found, relation=str(record.get("relation") or "")))
         lines = len(statements) + len(defects)
-        log.info("%s: %s lines, %s", file, f"{lines:,}", release(split, lines))
+        if found := release(split, lines):
+            log.info("%s: %s lines, as in %s", file, f"{lines:,}", found)
         return build_index(statements, self.image_roots, file, defects)
 
     def _file(self, split: str) -> Path:
@@ -88,8 +89,7 @@ class VSRDataModule(StatementDataModule):
         raise self._layout_error(f"{candidates[0]} is not there.")
 
 
-def release(split: str, count: int) -> str:
-    """Which release of VSR has so many lines in a split."""
+def release(split: str, count: int) -> str | None:
+    """Which release of VSR has so many lines in a split; None: no official one."""
     counts = ((name, dict(zip(("train", "dev", "test"), sizes, strict=True))) for name, sizes in _RELEASES.items())
-    found = [name for name, sizes in counts if sizes.get(split) == count]
-    return f"as in {found[0]}" if found else "of no official release of VSR"
+    return next((name for name, sizes in counts if sizes.get(split) == count), None)

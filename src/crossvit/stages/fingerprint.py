@@ -99,7 +99,8 @@ def _data(node: dict) -> dict:
     """The settings of a dataset, or of a mixture and its sources."""
     kept = {key: value for key, value in node.items() if not _is_place_or_pace(key) and not _is_neutral(key, value)}
     if isinstance(node.get("sources"), dict):
-        kept["sources"] = {name: source and _data(source) for name, source in node["sources"].items()}
+        sources = {name: source for name, source in node["sources"].items() if source is not None}
+        kept["sources"] = {name: source | {"data": _data(source["data"])} for name, source in sources.items()}
     return kept
 
 

@@ -58,7 +58,7 @@ class ImageNetDataModule(CrossViTDataModule):
     DOWNLOAD = """\
   https://image-net.org/challenges/LSVRC/2012/2012-downloads.php (an account): ILSVRC2012_img_train.tar (138 GB, one tar a class
   inside), ILSVRC2012_img_val.tar (6.3 GB), ILSVRC2012_devkit_t12.tar.gz (2.5 MB); 1,281,167 + 50,000 pictures.
-  Or https://www.kaggle.com/c/imagenet-object-localization-challenge/data (155 GB).
+  Or https://www.kaggle.com/c/imagenet-object-localization-challenge/data (the same pictures).
   Licence: for non-commercial research and education (https://image-net.org/download)."""
 
     @property

@@ -48,7 +48,7 @@ class KarpathyDataModule(CaptionDataModule):
     DOWNLOAD = """\
   Splits: https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip (37 MB).
   Pictures: COCO's 2014 (https://cocodataset.org/#download: train2014.zip 13 GB, val2014.zip 6 GB);
-  Flickr30k (https://shannon.cs.illinois.edu/DenotationGraph/, a form; 31,783 pictures, 4.4 GB);
+  Flickr30k (https://shannon.cs.illinois.edu/DenotationGraph/, a form; 31,783 pictures, about 4 GB);
   Flickr8k (the same authors, a form; 8,000 pictures, 1.1 GB).
   Licence: COCO's captions CC BY 4.0, each picture its own; Flickr30k and Flickr8k for non-commercial research and education."""
 

@@ -44,7 +44,7 @@ NEUTRAL = {
     "truncation_side": "right",
     "lowercase": False,
 }
-"""Keys of data and tokenizers, and the value under which nothing is other than before there was the key: stages from then keep their names."""
+"""Settings under which nothing is other than before there was such a key: stages from then keep their names."""
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")
 
 

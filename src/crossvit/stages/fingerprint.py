@@ -91,20 +91,21 @@ def _acts(callback: dict | None) -> bool:
 def _part(node: Any) -> Any:
     """A part of the model without what changes nothing; text encoders hold their tokenizer's settings."""
     if isinstance(node, dict):
-        return {k: _part(v) for k, v in node.items() if k != "remember" and not _is_neutral(k, v)}
+        return {k: _part(v) for k, v in node.items() if k != "remember" and not is_neutral(k, v)}
     return node
 
 
 def _data(node: dict) -> dict:
     """The settings of a dataset, or of a mixture and its sources."""
-    kept = {key: value for key, value in node.items() if not _is_place_or_pace(key) and not _is_neutral(key, value)}
+    kept = {key: value for key, value in node.items() if not _is_place_or_pace(key) and not is_neutral(key, value)}
     if isinstance(node.get("sources"), dict):
         sources = {name: source for name, source in node["sources"].items() if source is not None}
         kept["sources"] = {name: source | {"data": _data(source["data"])} for name, source in sources.items()}
     return kept
 
 
-def _is_neutral(key: str, value: Any) -> bool:
+def is_neutral(key: str, value: Any) -> bool:
+    """Whether a setting says what would hold without it."""
     return key in NEUTRAL and NEUTRAL[key] == value
 
 

@@ -28,6 +28,7 @@ def hand_state(
         "text_id": rows if text_id is None else torch.as_tensor(text_id),
         "label": None,
         "fuse": lambda *features: None,
+        "fuse_words": lambda *features: None,
         "match_logits": lambda pooled: None,
         "relation_logits": lambda pooled: None,
         "two_image_logits": lambda first, second: None,

@@ -7,9 +7,14 @@ too. Importing this package imports no torch.
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["CrossViT", "UserError", "load"]
+__all__ = ["CrossViT", "UserError", "load", "load_decision"]
 
-_LAZY = {"load": "crossvit.loading", "CrossViT": "crossvit.models.crossvit", "UserError": "crossvit.errors"}
+_LAZY = {
+    "load": "crossvit.loading",
+    "load_decision": "crossvit.loading",
+    "CrossViT": "crossvit.models.crossvit",
+    "UserError": "crossvit.errors",
+}
 
 
 def __getattr__(name: str):

@@ -1,6 +1,26 @@
 """`crossvit.load`: a trained model, ready to use, in open_clip's order of things."""
 
+import json
 from pathlib import Path
+
+
+def load_decision(path: str | Path, score: str = "fused", task: str = "calibration"):
+    """What a calibration has fitted on the stage that `path` stands for (see `load`), by the name of its task.
+
+    score: `fused`, of what `model.match` returns, or `dual`, of the cosine of `encode_image` and `encode_text`. Returns a
+    `crossvit.metrics.Decision`. Raises UserError where the stage has not been calibrated so.
+    """
+    from crossvit.errors import UserError
+    from crossvit.metrics import Decision
+    from crossvit.stages.restore import stage_directories
+
+    kept = stage_directories(Path(path))[-1] / "evaluations" / f"decision-{task}.json"
+    try:
+        return Decision(**json.loads(kept.read_text())["scores"][score])
+    except FileNotFoundError:
+        raise UserError(f"{kept} is not there: crossvit evaluate run={path} suite=full fits it") from None
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{kept} holds no decision for score {score!r}: evaluate the stage again") from None
 
 
 def load(path: str | Path, device: str = "cpu"):

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from crossvit.config import chain_configs, check_signatures, compose, config_directory, validate
+from crossvit.config import chain_configs, check_signatures, compose, config_directory, group_options, validate
 from crossvit.config.targets import SPECIAL, _own_signature, target_nodes
 from crossvit.errors import UserError
 from crossvit.help import config_groups
@@ -164,7 +164,7 @@ def test_an_arm_says_its_own_name_and_changes_something(option):
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "study"])
 def test_a_study_names_arms_that_are_there(option):
     study = compose([f"study={option}"], "study").study
-    Plan(**OmegaConf.to_container(study, resolve=True)).check()
+    Plan(**OmegaConf.to_container(study, resolve=True)).check(group_options("arm"))
     assert study.name == option
     assert ("study", option) in OPTIONS and set(study.arms) <= {o for g, o in OPTIONS if g == "arm"}
 

@@ -2,6 +2,9 @@
 
 import importlib.util
 
+import pytest
+import torch
+
 from tests.documents import ROOT
 
 
@@ -17,3 +20,23 @@ def test_evaluation():
     found = script.retrieval(images=20, captions=2, width=8)
     assert (found["images"], found["texts"]) == (20, 40) and found["peak_rss_mib"] >= found["peak_rss_mib_before"] > 0
     assert script.fused(30)["pairs_per_second"] > 0
+
+
+def test_objectives():
+    found = load("objectives").measure("tiny", size=4, words=6, rounds=1, names=["itc", "itc_itm", "pgd", "ema"])
+    assert found["itc_itm"]["flops_over_itc_itm"] == 1 < found["itc_itm"]["flops_over_itc"]
+    assert found["pgd"]["pair_passes"] > found["itc_itm"]["pair_passes"] > found["itc"]["pair_passes"] > 0
+    assert all(figures["cpu_seconds"] > 0 for figures in found.values())
+
+
+def test_contrastive_memory():
+    script = load("contrastive_memory")
+    image, text = script.embeddings(20, 8, 0, 1)
+    found = [script.compute(kind, image, text, torch.tensor(14.0), 6, 0, 1).item() for kind in script.KINDS]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+
+
+def test_startup():
+    script = load("startup")
+    assert not script.imports_torch(["train", "--help"])
+    assert script.timed([*script.CROSSVIT, "--help"], ROOT)["cpu_seconds"] > 0

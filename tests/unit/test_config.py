@@ -389,6 +389,18 @@ class TestArm:
         }
         assert names == {"vlr_only": ["vlr"], "imagenet_vlr": ["imagenet", "vlr"], "coco_vlr": ["coco", "vlr"]}
 
+    def test_its_file_has_its_name(self, tmp_path):
+        assert error_of("arm=late", "arm.name=early") == (
+            "arm=late: its arm.name is 'early'; write arm.name: late in conf/arm/late.yaml"
+        )
+
+    def test_what_it_says_of_a_stage_before_is_not_lost(self):
+        asked = "chain.coco=['optimizer.lr=1e-3']"
+        assert "chain.coco: arm coco_vlr asks for stage.parent=null there" in error_of("arm=coco_vlr", asked)
+        coco, _ = chain_configs(["arm=coco_vlr", "chain.coco=['optimizer.lr=1e-3','stage.parent=null']"])
+        assert coco.name == "coco" and coco.cfg.optimizer.lr == 1e-3
+        assert chain_configs(["arm=late", asked])[1].cfg.optimizer.lr == 1e-3
+
     def test_length(self):
         def lengths(*overrides):
             return {

@@ -62,8 +62,8 @@ def test_command_composes(shown):
 def test_the_arm_that_a_document_adds_composes(tmp_path):
     (text,) = (block.text for block in blocks(ROOT / "docs" / "study.md") if block.language == "yaml")
     (tmp_path / "arm").mkdir()
-    (tmp_path / "arm" / "new.yaml").write_text(text, encoding="utf-8")
-    given = ["arm=new", f"hydra.searchpath=['file://{tmp_path}']"]
+    (tmp_path / "arm" / "more_matching.yaml").write_text(text, encoding="utf-8")
+    given = ["arm=more_matching", f"hydra.searchpath=['file://{tmp_path}']"]
     found = chain_configs(given)[-1].cfg
     assert found.arm.name == "more_matching"
     assert found.objective != chain_configs([])[-1].cfg.objective

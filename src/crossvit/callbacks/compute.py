@@ -133,6 +133,6 @@ def _pair_pass(network: nn.Module, image: Tensor, tokens: Tensor, mask: Tensor) 
     for part in (network.fusion, network.itm):
         part.requires_grad_(True)
     visual, text = network.visual_features(image), network.text_features(tokens, mask)
-    matching = network.match_logits(network.fuse(visual, text)).sum()
+    matching = network.match_logits(network.fuse(visual, text, pooled_only=True)).sum()
     cosine = (network.embed_visual(visual) * network.embed_text(text)).sum()
     (matching + cosine).float().backward()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from crossvit.config import group_options
 from crossvit.errors import UserError
 from crossvit.report.study import Grid, Plan
 from crossvit.report.study_tables import write_report
@@ -24,5 +25,5 @@ def run(cfg: DictConfig) -> Path:
 def grid_of(cfg: DictConfig) -> Grid:
     """The study's plan and the cells that are there."""
     plan = Plan(**OmegaConf.to_container(cfg.study, resolve=True))
-    plan.check()
+    plan.check(group_options("arm"))
     return Grid.read(plan, Path(cfg.paths.study))

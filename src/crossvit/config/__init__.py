@@ -4,7 +4,14 @@ Imports Hydra and OmegaConf, never torch.
 """
 
 from crossvit.config.chain import StageConfig, chain_configs, transfer_configs
-from crossvit.config.compose import compose, config_directory, current_invocation, register_resolvers, storable
+from crossvit.config.compose import (
+    compose,
+    config_directory,
+    current_invocation,
+    group_options,
+    register_resolvers,
+    storable,
+)
 from crossvit.config.targets import check_signatures
 from crossvit.config.validate import validate
 
@@ -15,6 +22,7 @@ __all__ = [
     "compose",
     "config_directory",
     "current_invocation",
+    "group_options",
     "register_resolvers",
     "storable",
     "transfer_configs",

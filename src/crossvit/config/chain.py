@@ -57,6 +57,8 @@ def chain_configs(overrides: list[str], primary: str = "train") -> list[StageCon
     if "stage" not in target.cfg or not target.choices.get("stage"):
         raise UserError(f"{primary}: this config has no stage; choose one with stage=<option>")
     additions = _additions(target.cfg)
+    if target.choices.get("arm"):
+        _check_arm(target, overrides, additions, primary)
     shared = _shared(overrides, target)
     links: list[StageConfig] = []
     option, composed, given = target.choices["stage"], target, overrides
@@ -152,6 +154,24 @@ def _stage_config(
         raise (error if target else UserError(f"stage {option}: {error}")) from None
     OmegaConf.set_readonly(cfg, True)
     return StageConfig(option, name, cfg)
+
+
+def _check_arm(target: Composed, overrides: list[str], additions: dict[str, list[str]], primary: str) -> None:
+    """An arm goes by its file's name, under which its cells are kept, and keeps what it says of the stages before."""
+    arm = target.choices["arm"]
+    if target.cfg.arm.name != arm:
+        raise UserError(
+            f"arm={arm}: its arm.name is {target.cfg.arm.name!r}; write arm.name: {arm} in conf/arm/{arm}.yaml"
+        )
+    if not any(override_key(override).split(".")[0] == "chain" for override in overrides):
+        return
+    alone = [override for override in overrides if override_key(override).split(".")[0] != "chain"]
+    for name, extra in (compose_with_choices(alone, primary).cfg.get("chain") or {}).items():
+        lost = [override for override in extra or () if override not in additions.get(str(name), [])]
+        if lost:
+            raise UserError(
+                f"chain.{name}: arm {arm} asks for {', '.join(lost)} there: write that into your list as well"
+            )
 
 
 def _stretch(cfg: DictConfig) -> None:

@@ -81,6 +81,17 @@ def compose_with_choices(overrides: list[str] | None = None, primary: str = "tra
     return Composed(cfg, choices)
 
 
+def group_options(group: str) -> list[str]:
+    """The options of a config group, those beside `--config-dir` included."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.object_type import ObjectType
+
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG)
+
+
 def register_resolvers() -> None:
     """Makes `${auto_run_name:}`, `${package_file:}` and `${comma_separated:}` known; to be called before Hydra starts."""
     OmegaConf.register_new_resolver("auto_run_name", _auto_run_name, replace=True)

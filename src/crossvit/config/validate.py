@@ -121,6 +121,7 @@ CHECKS: dict[str, Check] = {
     "scenes.preset": _choice(PRESETS),
     "scenes.seed": _integer(0),
     "scenes.image_size": _integer(8),
+    "micro_batch": _integer(1, null=True),
     "arm.length": _number(above=0),
     "transfer.stages": _names,
     "transfer.seeds": _seeds,

@@ -1,8 +1,6 @@
 """COCO captions: pictures with several captions each."""
 
 import os
-from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +8,9 @@ import numpy as np
 
 from crossvit.data.annotations import read_json
 from crossvit.data.bad_samples import BadRecord
-from crossvit.data.datasets import Captions, ImageDataset, TextDataset
-from crossvit.data.loader import EpochLoader
+from crossvit.data.captions import CaptionDataModule, CaptionIndex, caption_index
+from crossvit.data.datasets import Captions
 from crossvit.data.packed import PackedStrings
-from crossvit.data.pairs import PairDataModule, PairIndex
 from crossvit.data.pictures import Pictures
 from crossvit.errors import UserError
 
@@ -29,60 +26,32 @@ class Twin(NamedTuple):
     kind: str
 
 
-@dataclass
-class COCOIndex(PairIndex):
-    """One split; captions are sorted by image.
-
-    Attributes:
-        caption_ids: int64, the file's id of each caption.
-        caption_image_ids: int64, the image each caption was written for.
-    """
-
-    caption_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    caption_image_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-
-
-class COCODataModule(PairDataModule):
+class COCODataModule(CaptionDataModule):
     """COCO captions in the form of 2017 or 2014, whichever is found.
-
-    A training sample is one image with one of its captions, drawn anew in each epoch. An evaluation goes over every
-    image once and over every
-    caption once: `eval_loaders` is `[image_loader, text_loader]`, which yield `ImageBatch(image, label = image id,
-        index)` and `TextBatch`.
 
     Args:
         negatives: how many false captions a training sample gets, from `annotations/negatives_<split><year>.json`
             ({"<caption id>": [{"caption": str, "kind": str}, ...]}); 0 for none.
-        kwargs: see PairDataModule.
+        kwargs: see CaptionDataModule.
 
     Raises:
-        UserError: see CrossViTDataModule; also `negatives` above 0 without that file.
+        UserError: see CaptionDataModule; also `negatives` above 0 without that file.
     """
 
     LAYOUT = """\
   <root>/train2017/*.jpg    <root>/val2017/*.jpg            (or train2014/, val2014/)
   <root>/annotations/captions_train2017.json    <root>/annotations/captions_val2017.json
   <root>/annotations/negatives_train2017.json               (only for data.negatives)"""
+    DOWNLOAD = """\
+  https://cocodataset.org/#download: 2017: train2017.zip (18 GB), val2017.zip (1 GB), annotations_trainval2017.zip (241 MB);
+  118,287 + 5,000 pictures. 2014: train2014.zip (13 GB), val2014.zip (6 GB), annotations_trainval2014.zip (241 MB);
+  82,783 + 40,504 pictures. Licence: captions CC BY 4.0; each picture its own (`license` in the json)."""
 
     def __init__(self, *, negatives: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if negatives < 0:
             raise UserError(f"data.negatives={negatives} must not be negative.")
         self.num_negatives = int(negatives)
-
-    def index(self, split: str) -> COCOIndex:
-        return super().index(split)
-
-    def images(self, split: str) -> list[tuple[int, str]]:
-        """(image id, file) of every image, in the order of `image_loader`."""
-        index = self.index(split)
-        return [(int(image_id), index.pictures.path(i)) for i, image_id in enumerate(index.image_ids)]
-
-    def captions(self, split: str) -> list[tuple[int, int, str]]:
-        """(caption id, image id, text) of every caption, in the order of `text_loader`."""
-        index = self.index(split)
-        ids = zip(index.caption_ids.tolist(), index.caption_image_ids.tolist(), index.captions.texts, strict=True)
-        return list(ids)
 
     def twins(self, split: str) -> list[Twin]:
         """Every pair of a caption and a false caption.
@@ -98,25 +67,7 @@ class COCODataModule(PairDataModule):
             for n in negatives.group(c)
         ]
 
-    def training_texts(self) -> list[str]:
-        """Every caption of split `train`, for a text-only baseline. Raises UserError where the layout is wrong."""
-        return [text for _, _, text in self.captions("train")]
-
-    def image_loader(self, split: str) -> EpochLoader:
-        """Every image once, in order."""
-        dataset = ImageDataset(self._pictures(split), self.index(split).image_ids, self._eval_transform)
-        return self._eval_loader(split, dataset, self.num_workers)
-
-    def text_loader(self, split: str) -> EpochLoader:
-        """Every caption once, in order."""
-        index = self.index(split)
-        dataset = TextDataset(index.captions.texts, index.caption_image_ids, self.tokenizer)
-        return self._eval_loader(split, dataset, num_workers=0)
-
-    def eval_loaders(self, split: str) -> list[EpochLoader]:
-        return [self.image_loader(split), self.text_loader(split)]
-
-    def _read_split(self, split: str) -> COCOIndex:
+    def _read_split(self, split: str) -> CaptionIndex:
         file = self._file("captions", split)
         folder = self.root / f"{split}{file.stem[-4:]}"
         if not folder.is_dir():
@@ -156,9 +107,8 @@ def training_captions(root: Path) -> Path:
     )
 
 
-def read_captions(file: Path, folder: Path) -> COCOIndex:
-    """Read a COCO captions file. Records that lack a key, repeat an id or name an unknown image become `defects`;
-    images without a caption
+def read_captions(file: Path, folder: Path) -> CaptionIndex:
+    """Read a COCO captions file. Records that lack a key, repeat an id or name an unknown image become `defects`; images without a caption
     are passed over.
 
     Raises:
@@ -168,39 +118,58 @@ def read_captions(file: Path, folder: Path) -> COCOIndex:
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         raise UserError(f'{file}: expected {{"images": [...], "annotations": [...]}} as in COCO captions.')
     defects: list[BadRecord] = []
+    names = _image_names(file, content["images"], defects)
+    annotations = _usable_captions(file, content["annotations"], names, defects)
+    del content
+    image_of = np.fromiter((int(a["image_id"]) for a in annotations), np.int64, len(annotations))
+    listed = np.fromiter(names, np.int64, len(names))
+    image_ids = listed[np.isin(listed, image_of)]
+    by_id = np.argsort(image_ids)
+    position = by_id[np.searchsorted(image_ids, image_of, sorter=by_id)]
+    return caption_index(
+        Pictures([names[i] for i in image_ids.tolist()], [folder]),
+        image_ids,
+        position,
+        [a["caption"] for a in annotations],
+        np.fromiter((int(a["id"]) for a in annotations), np.int64, len(annotations)),
+        files=[file],
+        defects=defects,
+    )
+
+
+def _image_names(file: Path, records: list, defects: list[BadRecord]) -> dict[int, str]:
+    """File names by image id."""
     names: dict[int, str] = {}
-    for number, record in enumerate(content["images"]):
+    for number, record in enumerate(records):
         reason = _image_defect(record, names)
         if reason is None:
             names[int(record["id"])] = record["file_name"]
         else:
             defects.append(BadRecord(f"{file}: images[{number}]", reason))
-    texts: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    return names
+
+
+def _usable_captions(file: Path, records: list, names: dict[int, str], defects: list[BadRecord]) -> list[dict]:
+    """The records of captions that can be used. The official files are whole, and looking at columns settles that in a moment."""
+    try:
+        ids, images, texts = ([record[key] for record in records] for key in ("id", "image_id", "caption"))
+    except (KeyError, TypeError):
+        pass
+    else:
+        typed = set(map(type, ids)) | set(map(type, images)) <= {int} and set(map(type, texts)) <= {str}
+        small = typed and max(map(abs, ids), default=0) < 2**63
+        if small and len(set(ids)) == len(ids) and names.keys() >= set(images):
+            return records
     seen: set[int] = set()
-    for number, record in enumerate(content["annotations"]):
+    usable = []
+    for number, record in enumerate(records):
         reason = _caption_defect(record, seen, names)
         if reason is None:
             seen.add(int(record["id"]))
-            texts[int(record["image_id"])].append((int(record["id"]), record["caption"]))
+            usable.append(record)
         else:
             defects.append(BadRecord(f"{file}: annotations[{number}]", reason))
-    del content
-    image_ids = np.array([image_id for image_id in names if image_id in texts], dtype=np.int64)
-    groups = [texts[image_id] for image_id in image_ids.tolist()]
-    sizes = np.array([len(group) for group in groups], dtype=np.int64)
-    return COCOIndex(
-        pictures=Pictures([names[i] for i in image_ids.tolist()], [folder]),
-        rows=np.arange(len(image_ids)),
-        captions=Captions(
-            PackedStrings(text for group in groups for _, text in group), np.concatenate([[0], np.cumsum(sizes)])
-        ),
-        image_ids=image_ids,
-        counts={"samples": len(image_ids), "captions": int(sizes.sum())},
-        files=[file],
-        defects=defects,
-        caption_ids=np.array([caption_id for group in groups for caption_id, _ in group], dtype=np.int64),
-        caption_image_ids=np.repeat(image_ids, sizes),
-    )
+    return usable
 
 
 def read_negatives(file: Path, caption_ids: np.ndarray) -> tuple[Captions, list[str]]:

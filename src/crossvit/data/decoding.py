@@ -49,8 +49,11 @@ def decode_image(path: str | PathLike[str], min_side: int | None = None) -> Tens
     Raises:
         BadSample: the file is missing, empty, truncated, not a picture or larger than `MAX_PIXELS`.
     """
-    path = str(path)
-    data = _read(path)
+    return decode_bytes(_read(str(path)), str(path), min_side)
+
+
+def decode_bytes(data: bytes, path: str, min_side: int | None = None) -> Tensor:
+    """`decode_image` of a file's content; `path` names it in errors."""
     if data.startswith(_JPEG) and not (len(data) > _LARGE_FILE and _reducible(path, data, min_side)):
         decode_jpeg = _jpeg_decoder()
         if decode_jpeg is not None:

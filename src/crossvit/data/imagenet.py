@@ -1,14 +1,18 @@
-"""ImageNet: pictures in class folders."""
+"""ImageNet: pictures in class folders, as ILSVRC2012 is released and as Kaggle ships it."""
 
 import csv
+import logging
 import os
+import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from crossvit.data.bad_samples import BadRecord
 from crossvit.data.datasets import ImageDataset
+from crossvit.data.devkit import Devkit, find_devkit
 from crossvit.data.loader import EpochLoader
 from crossvit.data.module import CrossViTDataModule
 from crossvit.data.pictures import Pictures
@@ -16,6 +20,9 @@ from crossvit.errors import UserError
 
 _EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 _KAGGLE = Path("ILSVRC/Data/CLS-LOC")
+_NUMBER = re.compile(r"_val_0*([1-9]\d*)$")  # ILSVRC2012_val_00000001
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,9 +41,9 @@ class ImageIndex:
 class ImageNetDataModule(CrossViTDataModule):
     """ImageNet ILSVRC2012, or any data in the same form. Classes are the sorted names of the folders under `train/`.
 
-    Names come from `LOC_synset_mapping.txt` ("n01440764 tench, Tinca tinca"), or are the folder names where there is
-    none. The form Kaggle
-    ships is read as well: pictures under `ILSVRC/Data/CLS-LOC`, a flat `val/` with `LOC_val_solution.csv`.
+    Three layouts are told apart by what lies under the root: class folders; a flat `val/` whose classes are in the devkit (or in one of the
+    files that others made from it); Kaggle's CLS-LOC tree with `LOC_val_solution.csv`. Names come from `LOC_synset_mapping.txt`
+    ("n01440764 tench, Tinca tinca") or the devkit, or are the folder names where there is neither.
 
     The arguments are those of CrossViTDataModule. Training and evaluation yield `ImageBatch(image, label = class,
     index)`.
@@ -44,8 +51,15 @@ class ImageNetDataModule(CrossViTDataModule):
 
     LAYOUT = """\
   <root>/train/<class>/*.JPEG
-  <root>/val/<class>/*.JPEG        (or val/*.JPEG and LOC_val_solution.csv)
-  <root>/LOC_synset_mapping.txt    (class names, optional)"""
+  <root>/val/<class>/*.JPEG        (or flat val/*.JPEG with one of ILSVRC2012_devkit_t12/, ILSVRC2012_devkit_t12.tar.gz,
+                                    LOC_val_solution.csv, imagenet_2012_validation_synset_labels.txt, torchvision's meta.bin)
+  <root>/LOC_synset_mapping.txt    (class names, optional)
+  or as Kaggle ships it: <root>/ILSVRC/Data/CLS-LOC/{train/<class>,val}/*.JPEG, <root>/LOC_val_solution.csv"""
+    DOWNLOAD = """\
+  https://image-net.org/challenges/LSVRC/2012/2012-downloads.php (an account): ILSVRC2012_img_train.tar (138 GB, one tar a class
+  inside), ILSVRC2012_img_val.tar (6.3 GB), ILSVRC2012_devkit_t12.tar.gz (2.5 MB); 1,281,167 + 50,000 pictures.
+  Or https://www.kaggle.com/c/imagenet-object-localization-challenge/data (the same pictures).
+  Licence: for non-commercial research and education (https://image-net.org/download)."""
 
     @property
     def classes(self) -> list[tuple[str, str]]:
@@ -78,31 +92,42 @@ class ImageNetDataModule(CrossViTDataModule):
         if unknown := sorted(set(found) - set(wnids)):
             raise UserError(f"{folder / unknown[0]}: this class has no folder in {self._images() / 'train'}.")
         if found:
-            names, labels = _class_folders(folder, wnids)
-            files = []
+            (names, labels), files, form = _class_folders(folder, wnids), [], "class folders"
         else:
             names, labels, files = self._flat_folder(folder, wnids)
+            form = f"a flat folder, classes from {files[0].name}"
+        where = "Kaggle's CLS-LOC tree, " if folder.is_relative_to(self.root / _KAGGLE) else ""
+        log.info("ImageNet %s: %s%s", split, where, form)
         counts = {"samples": len(names), "classes": len(set(labels))}
         return ImageIndex(Pictures(names, [folder]), np.array(labels, dtype=np.int64), counts, files + self._mapping())
 
     def _flat_folder(self, folder: Path, wnids: list[str]) -> tuple[list[str], list[int], list[Path]]:
-        """A flat folder with its labels in a table of `ImageId,PredictionString`, where the class is the string's first
-        word.
+        """A flat folder; its labels are in a table of `ImageId,PredictionString`, where the class is the string's first word, or in a list
+        by the number of the picture.
         """
-        table = self.root / f"LOC_{folder.name}_solution.csv"
         names = sorted(entry for entry in os.listdir(folder) if entry.lower().endswith(_EXTENSIONS))
-        if not table.is_file():
-            raise self._layout_error(f"{folder} holds no class folder, and there is no {table.name}.")
+        table = self.root / f"LOC_{folder.name}_solution.csv"
+        if table.is_file():
+            with open(table, encoding="utf-8", newline="") as file:
+                rows = {row[0]: row[1].split()[0] for row in csv.reader(file) if len(row) == 2 and row[1].strip()}
+            source = table
+        elif folder.name == "val" and (devkit := self._devkit) is not None:
+            rows = {Path(name).stem: devkit.class_of(_number(name)) for name in names}
+            source = devkit.file
+        else:
+            raise self._layout_error(f"{folder} holds no class folder, and there is no {table.name} and no devkit.")
         label_of = {wnid: label for label, wnid in enumerate(wnids)}
-        with open(table, encoding="utf-8", newline="") as file:
-            rows = {row[0]: row[1].split()[0] for row in csv.reader(file) if len(row) == 2 and row[1].strip()}
         labels = []
         for name in names:
             wnid = rows.get(Path(name).stem)
             if wnid not in label_of:
-                raise UserError(f"{table}: no known class for {name} (found {wnid!r}).")
+                raise UserError(f"{source}: no known class for {name} (found {wnid!r}).")
             labels.append(label_of[wnid])
-        return names, labels, [table]
+        return names, labels, [source]
+
+    @cached_property
+    def _devkit(self) -> Devkit | None:
+        return find_devkit(self.root)
 
     def _images(self) -> Path:
         kaggle = self.root / _KAGGLE
@@ -123,7 +148,21 @@ class ImageNetDataModule(CrossViTDataModule):
         pairs = (
             line.split(maxsplit=1) for path in self._mapping() for line in path.read_text(encoding="utf-8").splitlines()
         )
-        return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
+        names = {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
+        return names or self._devkit_names()
+
+    def _devkit_names(self) -> dict[str, str]:
+        try:
+            return self._devkit.names if self._devkit is not None else {}
+        except UserError as error:  # the names are all that is wanted of it: class folders have labels without
+            log.warning("classes have no names: %s", error)
+            return {}
+
+
+def _number(name: str) -> int | None:
+    """The number in the name of a validation picture, from 1."""
+    found = _NUMBER.search(Path(name).stem)
+    return int(found[1]) if found else None
 
 
 def _folders(folder: Path) -> list[str]:

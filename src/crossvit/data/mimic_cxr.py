@@ -46,8 +46,11 @@ class MIMICCXRDataModule(ReportDataModule):
     LAYOUT = """\
   <root>/mimic-cxr-2.0.0-metadata.csv.gz   mimic-cxr-2.0.0-split.csv.gz   mimic-cxr-2.0.0-chexpert.csv.gz   (or .csv)
   <root>/files/p10/p<subject>/s<study>/<dicom>.jpg
-  <root>/files/p10/p<subject>/s<study>.txt   or   <root>/mimic_cxr_sectioned.csv   (of MIMIC-CXR; or at data.reports_root)
-  Both are at physionet.org for credentialed users: MIMIC-CXR-JPG (films, tables) and MIMIC-CXR (mimic-cxr-reports.zip)."""
+  <root>/files/p10/p<subject>/s<study>.txt   or   <root>/mimic_cxr_sectioned.csv   (or either at data.reports_root)"""
+    DOWNLOAD = """\
+  https://physionet.org/content/mimic-cxr-jpg/ (films and tables: 377,110 films) and https://physionet.org/content/mimic-cxr/
+  (mimic-cxr-reports.zip: 227,827 reports), for credentialed users. mimic_cxr_sectioned.csv is made from the reports by
+  https://github.com/MIT-LCP/mimic-cxr. Licence: PhysioNet Credentialed Health Data License, no redistribution."""
 
     def __init__(
         self,

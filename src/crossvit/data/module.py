@@ -88,6 +88,8 @@ class CrossViTDataModule(LightningDataModule):
 
     LAYOUT: str
     """The expected tree, shown when something is not found."""
+    DOWNLOAD: str = ""
+    """Where it comes from, how large it is and under which licence; shown beside the tree where there is nothing yet."""
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class CrossViTDataModule(LightningDataModule):
         for split in self._splits():
             self.check_split(split)
         if self.train_split is not None:
-            self._train_batches(self.index(self.train_split).counts["samples"])
+            self._train_batches(self._train_length(self.train_split))
 
     def check_split(self, split: str) -> None:
         """`validate` of one split, named in the config or not; raises the same."""
@@ -200,7 +202,9 @@ class CrossViTDataModule(LightningDataModule):
         """The annotations of a split, read once."""
         if split not in self._indices:
             if not self.root.is_dir():
-                raise self._layout_error(f"data.root={self.root} is not a folder.")
+                raise self._absent(f"data.root={self.root} is not a folder.")
+            if not any(self.root.iterdir()):
+                raise self._absent(f"data.root={self.root} is empty.")
             index = self._read_split(split)
             if index.counts["samples"] == 0:
                 raise self._layout_error(f"Split '{split}' of {self.root} holds no usable sample.", index.defects)
@@ -220,9 +224,8 @@ class CrossViTDataModule(LightningDataModule):
         """Training batches, beginning where the trainer's progress stands."""
         split = self._named("train_split")
         dataset = self._train_dataset(split)
-        batch_size = self._train_batches(len(dataset))
-        rank, world_size = self._rank_and_world_size()
-        sampler = EpochSampler(len(dataset), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+        batch_size = self._train_batches(self._train_length(split))
+        sampler = self._train_sampler(dataset, *self._rank_and_world_size())
         sampler.seek(*self._position())
         return self._loader(split, dataset, sampler, batch_size, self.num_workers)
 
@@ -263,6 +266,14 @@ class CrossViTDataModule(LightningDataModule):
             pictures.keep_in_memory()
         return pictures
 
+    def _train_length(self, split: str) -> int:
+        """Samples of a training epoch."""
+        return self.index(split).counts["samples"]
+
+    def _train_sampler(self, dataset: Dataset, rank: int, world_size: int) -> EpochSampler:
+        """The order of a training epoch."""
+        return EpochSampler(len(dataset), self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+
     def _eval_loader(self, split: str, dataset: Dataset, num_workers: int) -> EpochLoader:
         rank, world_size = self._rank_and_world_size()
         batch_size = max(1, self.eval_batch_size // world_size)
@@ -276,6 +287,11 @@ class CrossViTDataModule(LightningDataModule):
         return UserError(f"{problem}{first} Expected:\n{self.LAYOUT}")
 
     # inside ---------------------------------------------------------------------------------------------------------
+
+    def _absent(self, problem: str) -> UserError:
+        """`_layout_error` with the way to the data: nothing is downloaded on its own."""
+        where = f"\nDownload and unpack there:\n{self.DOWNLOAD}" if self.DOWNLOAD else ""
+        return UserError(f"{self._layout_error(problem)}{where}")
 
     def _loader(
         self, split: str, dataset: Dataset, sampler: EpochSampler, batch_size: int, num_workers: int

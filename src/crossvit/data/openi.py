@@ -36,11 +36,11 @@ class OpenIDataModule(ReportDataModule):
 
     MASK = "XXXX"
     LAYOUT = """\
-  <root>/ecgen-radiology/*.xml       <root>/NLMCXR_png/CXR*.png        (NLMCXR_reports.tgz and NLMCXR_png.tgz of openi.nlm.nih.gov)
-  <root>/indiana_projections.csv                                       (optional there: which films are frontal)
-or
-  <root>/indiana_reports.csv         <root>/indiana_projections.csv    (Kaggle: raddar/chest-xrays-indiana-university)
-  <root>/images/images_normalized/*.png"""
+  <root>/ecgen-radiology/*.xml    <root>/NLMCXR_png/CXR*.png    (and indiana_projections.csv, which says which films are frontal)
+  or as Kaggle ships it: <root>/indiana_reports.csv    <root>/indiana_projections.csv    <root>/images/images_normalized/*.png"""
+    DOWNLOAD = """\
+  https://openi.nlm.nih.gov/faq: NLMCXR_png.tgz (7,470 films) and NLMCXR_reports.tgz (3,955 reports).
+  Or https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university (3,851 reports). Licence: CC BY-NC-ND 4.0."""
 
     def __init__(
         self, *, views: Sequence[str] | None = ("Frontal",), classes: Sequence[str] = ("normal",), **kwargs: Any

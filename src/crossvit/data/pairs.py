@@ -1,5 +1,6 @@
 """What all image-text datasets share."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from crossvit.data.sampler import Draw
 from crossvit.data.transforms import EvalTransform, TrainTransform
 from crossvit.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class PairIndex:
@@ -28,6 +31,7 @@ class PairIndex:
         counts: sizes by name.
         labels: int64 (n,), or None where all pairs match.
         relations: the kind of relation of each sample ("" where the data name none), or None.
+        sentence_ids: int64 (n,), equal for the statements of one sentence, or None where there are no statements.
         negatives: for each caption a group of captions that are false of its picture, or None.
         files: annotation files that were read.
         defects: records that could not be used.
@@ -40,6 +44,7 @@ class PairIndex:
     counts: dict[str, int]
     labels: np.ndarray | None = None
     relations: list[str] | None = None
+    sentence_ids: np.ndarray | None = None
     negatives: Captions | None = None
     files: list[Path] = field(default_factory=list)
     defects: list[BadRecord] = field(default_factory=list)
@@ -74,6 +79,14 @@ class PairDataModule(CrossViTDataModule):
     def pair_loader(self, split: str) -> EpochLoader:
         """Every sample of a split once, in order, with its first caption: `PairBatch`."""
         return self._eval_loader(split, self._pair_dataset(split, self._eval_transform), self.num_workers)
+
+    def text_policy(self) -> str:
+        """What becomes of a text, in words for the log."""
+        return self.tokenizer.policy()
+
+    def train_dataloader(self) -> EpochLoader:
+        log.info("%s: texts: %s", type(self).__name__, self.text_policy())
+        return super().train_dataloader()
 
     def _train_dataset(self, split: str) -> PairDataset:
         return self._pair_dataset(split, self._train_transform, self.shuffled)

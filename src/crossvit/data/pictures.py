@@ -48,7 +48,7 @@ class Pictures:
     def read(self, position: int, min_side: int | None = None) -> Tensor:
         """uint8 (3, H, W). For `min_side` and errors see `decode_image`."""
         if self._cached is None:
-            return decode_image(self.path(position), min_side)
+            return self._decode(position, min_side)
         if position in self._bad:
             raise BadSample(self.path(position), self._bad[position])
         return self._cached[position]
@@ -77,7 +77,7 @@ class Pictures:
             return
         for position in range(len(self)):
             try:
-                image = decode_image(self.path(position))
+                image = self._decode(position)
             except BadSample as error:
                 self._bad[position] = error.reason
                 continue
@@ -92,6 +92,33 @@ class Pictures:
             self._cached[position] = image
         if self._cached is not None:
             log.debug("%d pictures kept in memory: %.0f MiB", len(self), self._cached.nbytes / 2**20)
+
+    def _decode(self, position: int, min_side: int | None = None) -> Tensor:
+        return decode_image(self.path(position), min_side)
+
+
+class CroppedPictures(Pictures):
+    """Parts of picture files: a name may stand in the list several times, with a box each.
+
+    Args:
+        names, roots: see Pictures.
+        boxes: int64 (n, 4): left, top, width, height in pixels. What lies outside the picture is black, as Pillow crops.
+    """
+
+    def __init__(self, names: Sequence[str], roots: Sequence[Path], boxes: np.ndarray) -> None:
+        super().__init__(names, roots)
+        self.boxes = boxes
+
+    def _decode(self, position: int, min_side: int | None = None) -> Tensor:
+        """At full size whatever `min_side` says: the box counts in pixels of the file."""
+        image = super()._decode(position)
+        left, top, width, height = self.boxes[position].tolist()
+        region = image[:, max(0, top) : top + height, max(0, left) : left + width]
+        if width < 1 or height < 1 or not region.numel():
+            raise BadSample(self.path(position), f"box {[left, top, width, height]} holds nothing of the picture")
+        above, before = max(0, -top), max(0, -left)
+        below, after = height - above - region.shape[1], width - before - region.shape[2]
+        return torch.nn.functional.pad(region, (before, after, above, below))
 
 
 def _allocate(count: int, shape: torch.Size) -> Tensor:

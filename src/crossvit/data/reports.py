@@ -149,6 +149,10 @@ class ReportDataModule(PairDataModule):
     def eval_loaders(self, split: str) -> list[EpochLoader]:
         return [self.image_loader(split), self.text_loader(split)]
 
+    def text_policy(self) -> str:
+        last = ", else the last paragraph" if self.last_paragraph else ""
+        return f"{super().text_policy()}; of a report: {self.section}{last}; at least {self.min_words} words"
+
     def _read_split(self, split: str) -> ReportIndex:
         studies, files, defects, left_out = self._read_studies(split)
         kept: list[Study] = []

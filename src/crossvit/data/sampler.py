@@ -5,7 +5,7 @@ no sample.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -107,14 +107,71 @@ class EpochSampler(DistributedSampler):
     def __iter__(self) -> Iterator[SampleKey]:
         rows = self.num_batches * self.batch_size if self.drop_last else self.size
         mine = self._order()[self.start * self.batch_size + self.rank : rows : self.world_size]
-        epoch = self.epoch
-        return (SampleKey(epoch, int(index)) for index in mine)
+        return self._keys(mine, self.epoch)
 
     def state_dict(self) -> dict[str, int]:
         """What fixes the order, for comparison on resume."""
         return {"size": self.size, "batch_size": self.batch_size, "seed": self.seed}
 
+    @staticmethod
+    def _keys(order: np.ndarray, epoch: int) -> Iterator[SampleKey]:
+        return (SampleKey(epoch, int(index)) for index in order)
+
     def _order(self) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.size)
         return np.random.default_rng((self.seed, Draw.ORDER, self.epoch)).permutation(self.size)
+
+
+class MixtureSampler(EpochSampler):
+    """One global order over several sources, each with its own number of samples in an epoch, which need not be the number it has.
+
+    A source is gone through in one permutation after another, over the borders of epochs: every sample of it comes once before any comes
+    again. Keys carry the number of the pass through the source in place of the epoch, so a sample that an epoch holds twice is augmented
+    in two ways. Indices count the sources' samples one source after the other.
+
+    Args:
+        sizes: number of samples of each source.
+        shares: how many of them an epoch takes.
+        The others: see EpochSampler.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        shares: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(sum(shares), batch_size, seed=seed, rank=rank, world_size=world_size)
+        self.sizes = tuple(sizes)
+        self.shares = tuple(shares)
+
+    def state_dict(self) -> dict[str, int]:
+        sources = zip(self.sizes, self.shares, strict=True)
+        return super().state_dict() | {f"source {k}": f"{share} of {size}" for k, (size, share) in enumerate(sources)}
+
+    @staticmethod
+    def _keys(order: np.ndarray, epoch: int) -> Iterator[SampleKey]:
+        return (SampleKey(int(turn), int(index)) for turn, index in order)
+
+    def _order(self) -> np.ndarray:
+        """int64 (size, 2): the pass and the index of each row."""
+        starts = np.cumsum([0, *self.sizes])
+        rows = [self._rows(k) + np.array([0, starts[k]]) for k in range(len(self.sizes))]
+        return np.concatenate(rows)[super()._order()]
+
+    def _rows(self, source: int) -> np.ndarray:
+        """int64 (share, 2): the pass and the place in the source of the samples that this epoch takes."""
+        size, share = self.sizes[source], self.shares[source]
+        places = np.arange(self.epoch * share, (self.epoch + 1) * share)
+        rows = np.stack([places // size, places % size], axis=1)
+        for turn in np.unique(rows[:, 0]).tolist():
+            # counted from 1: seeds that differ by zeros at their end give the same numbers
+            permutation = np.random.default_rng((self.seed, Draw.ORDER, turn, source + 1)).permutation(size)
+            chosen = rows[:, 0] == turn
+            rows[chosen, 1] = permutation[rows[chosen, 1]]
+        return rows

@@ -15,9 +15,15 @@ from torch import Tensor
 
 from crossvit.errors import UserError
 
+SIDES = ("right", "left")
+
 
 class Tokenizer(ABC):
-    """Common part: batching, padding and the count of truncated texts.
+    """Common part: batching, padding, shortening and the count of truncated texts.
+
+    Args:
+        context_length: most tokens of a text, special tokens included.
+        truncation_side: the end that a text too long loses: `right` or `left`.
 
     Attributes:
         vocab_size: number of ids.
@@ -30,11 +36,15 @@ class Tokenizer(ABC):
     vocab_size: int
     pad_id: int = 0
     eot_id: int | None = None
+    case = "lower-cased"  # what becomes of capitals, in words
 
-    def __init__(self, context_length: int) -> None:
+    def __init__(self, context_length: int, truncation_side: str = "right") -> None:
         if context_length < 3:
             raise ValueError(f"context_length must be at least 3, got {context_length}")
+        if truncation_side not in SIDES:
+            raise UserError(f"tokenizer.truncation_side={truncation_side} is not one of {', '.join(SIDES)}.")
         self.context_length = context_length
+        self.truncation_side = truncation_side
         self.truncated = 0
 
     @abstractmethod
@@ -57,6 +67,11 @@ class Tokenizer(ABC):
         """Tokenise and pad to `context_length`: (B, context_length) int64."""
         return self._pad([self.ids(text) for text in _as_list(texts)], self.context_length)[0]
 
+    def policy(self) -> str:
+        """What becomes of a text, in words."""
+        kept = {"right": "first", "left": "last"}[self.truncation_side]
+        return f"{self.case}; of more than {self.context_length} tokens the {kept} are kept"
+
     def _pad(self, rows: list[list[int]], length: int = 0) -> tuple[Tensor, Tensor]:
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
         length = max([length, *map(len, rows)])
@@ -68,7 +83,8 @@ class Tokenizer(ABC):
         room = self.context_length - 2
         if len(ids) > room:
             self.truncated += 1
-        return [first, *ids[:room], last]
+            ids = ids[:room] if self.truncation_side == "right" else ids[-room:]
+        return [first, *ids, last]
 
 
 class WordTokenizer(Tokenizer):
@@ -76,7 +92,7 @@ class WordTokenizer(Tokenizer):
 
     Args:
         vocabulary: `scenes` for the words of the embedded corpus, or a text file with one word a line.
-        context_length: most tokens of a text.
+        context_length, truncation_side: see Tokenizer.
 
     Raises:
         UserError: the vocabulary file is missing or empty.
@@ -86,8 +102,8 @@ class WordTokenizer(Tokenizer):
     SPECIAL = ("<pad>", "<unk>", "<cls>", "<eos>")
     _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[^\w\s]|_")
 
-    def __init__(self, vocabulary: str = "scenes", context_length: int = 32) -> None:
-        super().__init__(context_length)
+    def __init__(self, vocabulary: str = "scenes", context_length: int = 32, truncation_side: str = "right") -> None:
+        super().__init__(context_length, truncation_side)
         self.words = (*self.SPECIAL, *_read_vocabulary(vocabulary))
         self._id = {word: i for i, word in enumerate(self.words)}
         self.vocab_size = len(self.words)
@@ -109,11 +125,11 @@ class ClipTokenizer(Tokenizer):
     Text that spells a special token is not taken for one.
 
     Args:
-        context_length: most tokens of a text.
+        context_length, truncation_side: see Tokenizer.
     """
 
-    def __init__(self, context_length: int = 77) -> None:
-        super().__init__(context_length)
+    def __init__(self, context_length: int = 77, truncation_side: str = "right") -> None:
+        super().__init__(context_length, truncation_side)
         from open_clip.tokenizer import SimpleTokenizer  # slow to import
 
         self._bpe = SimpleTokenizer(context_length=context_length)
@@ -134,14 +150,19 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Args:
         folder: folder with the tokenizer's files.
-        context_length: most tokens of a text.
+        context_length, truncation_side: see Tokenizer.
+        lowercase: lower-case texts first; False leaves that to the tokenizer's own files.
 
     Raises:
         UserError: the package `transformers` is not installed, or the folder holds no tokenizer.
     """
 
-    def __init__(self, folder: str, context_length: int = 128) -> None:
-        super().__init__(context_length)
+    def __init__(
+        self, folder: str, context_length: int = 128, truncation_side: str = "right", lowercase: bool = False
+    ) -> None:
+        super().__init__(context_length, truncation_side)
+        self.lowercase = lowercase
+        self.case = "lower-cased" if lowercase else "capitals as the tokenizer's own files say"
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns in every forked worker otherwise
         try:
             from transformers import AutoTokenizer
@@ -152,7 +173,9 @@ class HuggingFaceTokenizer(Tokenizer):
         if not Path(folder).is_dir():
             raise UserError(f"tokenizer.folder={folder}: is not a folder (text_encoder.folder=DIR)")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, truncation_side=truncation_side
+            )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"tokenizer.folder={folder}: no Hugging Face tokenizer there ({error})".split("\n")[0]
@@ -161,6 +184,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.pad_id = self._tokenizer.pad_token_id or 0
 
     def ids(self, text: str) -> list[int]:
+        text = text.lower() if self.lowercase else text
         ids = self._tokenizer(text, truncation=False, verbose=False)["input_ids"]
         if len(ids) > self.context_length:
             self.truncated += 1

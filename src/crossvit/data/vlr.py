@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from crossvit.data.annotations import text_id
 from crossvit.data.bad_samples import BadRecord
 from crossvit.data.datasets import Captions, ImageDataset
 from crossvit.data.loader import EpochLoader
 from crossvit.data.packed import PackedStrings
 from crossvit.data.pairs import PairDataModule, PairIndex
-from crossvit.data.pictures import Pictures
+from crossvit.data.pictures import CroppedPictures, Pictures
 
 _TRUTH = {"true": 1, "false": 0}
 
@@ -19,12 +20,17 @@ _TRUTH = {"true": 1, "false": 0}
 class Statement(NamedTuple):
     """One statement: names of its picture or pictures (relative to a root), its text, its relation class and the kind
     of relation.
+
+    sentence: a name that the statements of one sentence share; None: those of equal text do. box: the part of the picture that is meant,
+    left, top, width, height in pixels; None: all of it.
     """
 
     pictures: tuple[str, ...]
     text: str
     label: int
     relation: str = ""
+    sentence: str | None = None
+    box: tuple[int, int, int, int] | None = None
 
 
 class Quad(NamedTuple):
@@ -39,7 +45,7 @@ class StatementDataModule(PairDataModule):
     """Base of the datasets of statements. Training and evaluation yield `PairBatch` with `label`; each statement is one
     sample.
 
-    Samples of one text share `text_id`, which is how consistency (all pictures of a sentence right) is counted.
+    Consistency (all pictures of a sentence right) is counted by `sentences`.
     """
 
     def image_loader(self, split: str) -> EpochLoader:
@@ -69,6 +75,10 @@ class StatementDataModule(PairDataModule):
         """The kind of relation of each sample, in order ("" where the data name none)."""
         return self.index(split).relations
 
+    def sentences(self, split: str) -> np.ndarray:
+        """int64 (n,), equal for the samples of one sentence, in order."""
+        return self.index(split).sentence_ids
+
     def eval_loaders(self, split: str) -> EpochLoader:
         return self.pair_loader(split)
 
@@ -91,22 +101,30 @@ def build_index(
     statements: Sequence[Statement], roots: Sequence[Path], file: Path, defects: list[BadRecord]
 ) -> PairIndex:
     """Index statements. Samples with the same pictures share an image id, the position of those pictures' first use."""
-    names = dict.fromkeys(name for statement in statements for name in statement.pictures)
-    position = {name: i for i, name in enumerate(names)}
-    rows = np.array([[position[name] for name in statement.pictures] for statement in statements], dtype=np.int64)
-    image_id: dict[tuple[str, ...], int] = {}
-    for statement in statements:
-        image_id.setdefault(statement.pictures, len(image_id))
+    keys = [[(name, statement.box) for name in statement.pictures] for statement in statements]
+    position = {key: i for i, key in enumerate(dict.fromkeys(key for group in keys for key in group))}
+    rows = np.array([[position[key] for key in group] for group in keys], dtype=np.int64)
+    image_id: dict[tuple, int] = {}
+    for group in keys:
+        image_id.setdefault(tuple(group), len(image_id))
     labels = np.array([statement.label for statement in statements], dtype=np.int64)
+    names = [name for name, _ in position]
+    boxes = [box for _, box in position]
+    if any(boxes):
+        pictures = CroppedPictures(names, roots, np.array(boxes, dtype=np.int64))
+    else:
+        pictures = Pictures(names, roots)
+    sentences = [text_id(s.text) if s.sentence is None else text_id(s.sentence) for s in statements]
     return PairIndex(
-        pictures=Pictures(list(names), roots),
+        pictures=pictures,
         rows=rows[:, 0] if rows.ndim == 2 and rows.shape[1] == 1 else rows,
         captions=Captions(PackedStrings(s.text for s in statements), np.arange(len(statements) + 1)),
-        image_ids=np.array([image_id[s.pictures] for s in statements], dtype=np.int64),
+        image_ids=np.array([image_id[tuple(group)] for group in keys], dtype=np.int64),
         counts={"samples": len(statements), "pictures": len(names)}
         | {f"label {value}": int(count) for value, count in _counted(labels)},
         labels=labels,
         relations=[statement.relation for statement in statements],
+        sentence_ids=np.array(sentences, dtype=np.int64),
         files=[file],
         defects=defects,
     )

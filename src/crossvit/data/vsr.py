@@ -13,10 +13,12 @@ from crossvit.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# lines in the files of the official repository; its README states other numbers for zeroshot (4,713 / 231 / 616)
-_OFFICIAL = {
-    "random": {"train": 7_680, "dev": 1_097, "test": 2_195},
-    "zeroshot": {"train": 3_489, "dev": 340, "test": 1_222},
+_VARIANTS = ("random", "zeroshot")
+# lines of train, dev and test
+_RELEASES = {
+    "the official files of VSR random": (7_680, 1_097, 2_195),
+    "the official files of VSR zeroshot": (3_489, 340, 1_222),
+    "what the README of VSR says of zeroshot": (4_713, 231, 616),  # its files hold fewer
 }
 
 
@@ -37,6 +39,10 @@ class VSRDataModule(StatementDataModule):
   <root>/{train,dev,test}.jsonl    (or <root>/splits/<variant>/{train,dev,test}.jsonl)
   <root>/images/*.jpg              (or the folders of data.image_roots)
   a line: {"image": "000000000009.jpg", "caption": "...", "label": 0 or 1, "relation": "..."}"""
+    DOWNLOAD = """\
+  https://github.com/cambridgeltl/visual-spatial-reasoning, folder data/splits (random: 7,680 + 1,097 + 2,195 lines,
+  zeroshot: 3,489 + 340 + 1,222). Pictures: COCO's train2017.zip (18 GB) and val2017.zip (1 GB), https://cocodataset.org/#download.
+  Licence: Apache-2.0; each picture its own."""
 
     def __init__(
         self,
@@ -47,8 +53,8 @@ class VSRDataModule(StatementDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if variant not in _OFFICIAL:
-            raise UserError(f"data.variant={variant} is not one of {', '.join(_OFFICIAL)}.")
+        if variant not in _VARIANTS:
+            raise UserError(f"data.variant={variant} is not one of {', '.join(_VARIANTS)}.")
         self.image_roots = [self.root / "images"] if image_roots is None else [Path(root) for root in image_roots]
         self.variant = variant
         self.num_relations = num_relations
@@ -68,7 +74,9 @@ class VSRDataModule(StatementDataModule):
                 defects.append(BadRecord(f"{file}, line {number}", found))
             else:
                 statements.append(Statement((record["image"],), *found, relation=str(record.get("relation") or "")))
-        self._name_release(split, len(statements))
+        lines = len(statements) + len(defects)
+        if found := release(split, lines):
+            log.info("%s: %s lines, as in %s", file, f"{lines:,}", found)
         return build_index(statements, self.image_roots, file, defects)
 
     def _file(self, split: str) -> Path:
@@ -80,7 +88,8 @@ class VSRDataModule(StatementDataModule):
                 return path
         raise self._layout_error(f"{candidates[0]} is not there.")
 
-    def _name_release(self, split: str, count: int) -> None:
-        for variant, sizes in _OFFICIAL.items():
-            if sizes.get(split) == count:
-                log.info("%s: %d lines, as in the official files of VSR %s", split, count, variant)
+
+def release(split: str, count: int) -> str | None:
+    """Which release of VSR has so many lines in a split; None: no official one."""
+    counts = ((name, dict(zip(("train", "dev", "test"), sizes, strict=True))) for name, sizes in _RELEASES.items())
+    return next((name for name, sizes in counts if sizes.get(split) == count), None)

@@ -15,13 +15,19 @@ class WinogroundDataModule(StatementDataModule):
     """
 
     LAYOUT = """\
-  <root>/examples.jsonl    (one object a line: caption_0, caption_1, image_0, image_1, collapsed_tag)
-  <root>/images/<image_0>.png, <image_1>.png"""
+  <root>/examples.jsonl    (or in <root>/data/; one object a line: caption_0, caption_1, image_0, image_1, collapsed_tag)
+  <root>/images/<image_0>.png, <image_1>.png    (images.zip, unpacked there or beside examples.jsonl)"""
+    DOWNLOAD = """\
+  https://huggingface.co/datasets/facebook/winoground (an account, and consent to its terms): data/examples.jsonl, data/images.zip;
+  400 examples, 367 MB. Licence: Meta's for this dataset, research alone, in its files."""
 
     def _read_split(self, split: str) -> PairIndex:
-        file, images = self.root / "examples.jsonl", self.root / "images"
-        if not file.is_file() or not images.is_dir():
-            raise self._layout_error(f"{file if not file.is_file() else images} is not there.")
+        files = [self.root / "examples.jsonl", self.root / "data" / "examples.jsonl"]
+        file = next((path for path in files if path.is_file()), None)
+        places = [self.root / "images", self.root / "data" / "images"]
+        images = next((path for path in places if path.is_dir()), None)
+        if file is None or images is None:
+            raise self._layout_error(f"{files[0] if file is None else places[0]} is not there.")
         statements: list[Statement] = []
         defects: list[BadRecord] = []
         for number, record in read_jsonl(file):

@@ -6,6 +6,7 @@ from torch import Tensor
 from crossvit.errors import UserError
 from crossvit.evaluation.subject import Measurement, Subject
 from crossvit.metrics import (
+    Decision,
     auroc,
     best_threshold,
     estimate,
@@ -20,8 +21,8 @@ class Calibration:
     """Accuracy at a fitted threshold, AUROC and expected calibration error of p(match) on labelled pairs.
 
     Of the dual encoder's cosine p is sigmoid(scale x cosine + offset), both fitted (Platt 1999); of the fused scorer it is the matching
-    head's own. What is fitted stays with the stage as `evaluations/decision-<task>.json`. Scores that the chain has not trained give no
-    measurement.
+    head's own. What is fitted stays with the stage as `evaluations/decision-<task>.json`, where `crossvit.load_decision` finds it. Scores
+    that the chain has not trained give no measurement.
 
     fit_split: where threshold and scaling are fitted; None: on every second picture of `split`, and the others are the test.
     """
@@ -52,22 +53,28 @@ class Calibration:
         found, decision = [], {}
         for name, score in test.items():
             threshold = best_threshold(fit[name], fit_label)
-            scale, offset = (1.0, 0.0) if name == "fused" else platt_scaling(fit[name], fit_label)
-            probability = torch.sigmoid(scale * score + offset)
+            scaling = (1.0, 0.0) if name == "fused" else platt_scaling(fit[name], fit_label)
+            decision[name] = Decision(threshold, *scaling)
             task = f"{self.task}_fused" if name == "fused" else self.task
             right = verification_accuracy(score, label, threshold)
             area = estimate_statistic(auroc, score, label, clusters=picture)
-            error = estimate_statistic(expected_calibration_error, probability, label, clusters=picture)
+            error = estimate_statistic(
+                expected_calibration_error, decision[name].probability(score), label, clusters=picture
+            )
             found += [
                 Measurement(task, None, "Acc@1", estimate(right, picture), 2, 0.5),
                 Measurement(task, None, "AUROC", area, 2, 0.5),
                 Measurement(task, None, "ECE", error, None, None),
             ]
-            decision[name] = {"threshold": threshold, "scale": scale, "offset": offset}
         data = self.data.manifest(self.splits)
         subject.keep(
             f"decision-{self.task}",
-            {"scores": decision, "fitted_on": self.fit_split, "split": self.split, "data": data},
+            {
+                "scores": {name: one._asdict() for name, one in decision.items()},
+                "fitted_on": self.fit_split,
+                "split": self.split,
+                "data": data,
+            },
         )
         return found
 

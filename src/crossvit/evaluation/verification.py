@@ -44,14 +44,15 @@ class Verification:
             if head is None:
                 break
             logits = pair_logits(subject.model, batch, relation=head == "relation")
-            rows.append((logits.float().cpu(), batch.label.cpu(), batch.text_id.cpu()))
+            rows.append((logits.float().cpu(), batch.label.cpu(), batch.index.cpu()))
         if rows:
-            logits, label, text_id = (torch.cat(column) for column in zip(*rows, strict=True))
+            logits, label, index = (torch.cat(column) for column in zip(*rows, strict=True))
             right = verification_accuracy(logits, label)
             found.append(Measurement(self.task, None, "Acc@1", estimate(right), 2, 0.5))
             if self.groups:
-                whole = estimate(consistency(right, text_id))
-                found.append(Measurement(self.task, None, "consistency", whole, 2, consistency_chance(text_id)))
+                sentence = torch.from_numpy(self.data.sentences(self.split))[index]
+                whole = estimate(consistency(right, sentence))
+                found.append(Measurement(self.task, None, "consistency", whole, 2, consistency_chance(sentence)))
         return found + (self._baselines() if self.blind and found else [])
 
     def _baselines(self) -> list[Measurement]:

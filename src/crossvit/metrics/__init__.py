@@ -55,6 +55,7 @@ _HOME = {
     "logistic_logits": "logistic",
     "linear_probe_logits": "probe",
     "neighbour_votes": "probe",
+    "Decision": "calibration",
     "best_threshold": "calibration",
     "expected_calibration_error": "calibration",
     "platt_scaling": "calibration",

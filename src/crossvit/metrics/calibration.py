@@ -1,10 +1,28 @@
 """From a score to a decision and a probability: threshold, Platt scaling, expected calibration error."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 15
+
+
+class Decision(NamedTuple):
+    """From a score, (B,) float, higher = true, to an answer: the threshold, and p(true) = sigmoid(scale x score + offset)."""
+
+    threshold: float
+    scale: float
+    offset: float
+
+    def accepts(self, score: Tensor) -> Tensor:
+        """(B,) bool: above the threshold."""
+        return score > self.threshold
+
+    def probability(self, score: Tensor) -> Tensor:
+        """(B,) in [0, 1]."""
+        return torch.sigmoid(self.scale * score + self.offset)
 
 
 def best_threshold(scores: Tensor, labels: Tensor) -> float:

@@ -93,9 +93,11 @@ class CrossViT(nn.Module):
         features = self.text_features(text)
         return self.embed_text(features) if normalize else self.itc_text(features.pooled)
 
-    def fuse(self, visual: Tensor, text: TextFeatures, need_weights: bool = False) -> FusionOutput:
-        """Row i of `visual` (B, N, d) with row i of `text`."""
-        return self.fusion(visual, text.tokens, text.mask, need_weights=need_weights)
+    def fuse(
+        self, visual: Tensor, text: TextFeatures, need_weights: bool = False, pooled_only: bool = False
+    ) -> FusionOutput:
+        """Row i of `visual` (B, N, d) with row i of `text`. pooled_only: the streams are of no interest."""
+        return self.fusion(visual, text.tokens, text.mask, need_weights=need_weights, pooled_only=pooled_only)
 
     def match_logits(self, fused: FusionOutput) -> Tensor:
         """-> (B, 2), index 1 = they belong together."""
@@ -118,7 +120,7 @@ class CrossViT(nn.Module):
         probability does without saturating; without fusion the scaled cosine."""
         if not self.fusion.is_joint:
             return self.logit_scale.exp() * (self.embed_visual(visual) * self.embed_text(text)).sum(dim=-1)
-        logits = self.match_logits(self.fuse(visual, text)).float()
+        logits = self.match_logits(self.fuse(visual, text, pooled_only=True)).float()
         return logits[:, 1] - logits[:, 0]
 
     def match(self, image: Tensor, tokens: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Cross-modal fusion: how the visual and the text stream read each other.
 
 Every fusion maps the text to the visual width (`text_to_vision`, the embedding matrix) and has one interface,
-forward(visual (B, N, d), text (B, M, d_t), text_mask (B, M), need_weights) -> FusionOutput.
+forward(visual (B, N, d), text (B, M, d_t), text_mask (B, M), need_weights, pooled_only) -> FusionOutput. With `pooled_only` the
+last layer computes the two CLS tokens alone, which are all that `pooled` holds; the streams then end in (B, 1, d).
 """
 
 from typing import NamedTuple
@@ -110,21 +111,25 @@ class CoAttentionFusion(CrossModalFusion):
         )
         self.visual_norm, self.text_norm = _final_norms(width, norm_first)
 
-    def forward(self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False) -> FusionOutput:
+    def forward(
+        self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False, pooled_only: bool = False
+    ) -> FusionOutput:
         v = visual + self.modality[0]
         t = self.text_to_vision(text) + self.modality[1]
         pairing = []
-        for layer in self.layers:
+        for place, layer in enumerate(self.layers, start=1):
             visual_block, text_block = layer[0], layer[-1]
             v, t = visual_block.attend_self(v), text_block.attend_self(t, text_mask)
             v_state, t_state = visual_block.state(v), text_block.state(t)
+            wanted = slice(1 if pooled_only and place == len(self.layers) else None)
+            v, t, v_query, t_query = v[:, wanted], t[:, wanted], v_state[:, wanted], t_state[:, wanted]
             if self.exchanges:
-                v, image_to_text = visual_block.attend_context(v, v_state, t_state, text_mask, need_weights)
-                t, text_to_image = text_block.attend_context(t, t_state, v_state, None, need_weights)
+                v, image_to_text = visual_block.attend_context(v, v_query, t_state, text_mask, need_weights)
+                t, text_to_image = text_block.attend_context(t, t_query, v_state, None, need_weights)
                 pairing.append({"image_to_text": image_to_text, "text_to_image": text_to_image})
             else:
-                v, _ = visual_block.attend_context(v, v_state, v_state)
-                t, _ = text_block.attend_context(t, t_state, t_state, text_mask)
+                v, _ = visual_block.attend_context(v, v_query, v_state)
+                t, _ = text_block.attend_context(t, t_query, t_state, text_mask)
             v, t = visual_block.feed_forward(v), text_block.feed_forward(t)
         v, t = self.visual_norm(v), self.text_norm(t)
         return FusionOutput(v, t, torch.cat([v[:, 0], t[:, 0]], dim=-1), pairing if need_weights and pairing else None)
@@ -160,18 +165,24 @@ class MergedFusion(CrossModalFusion):
         )
         self.norm = nn.LayerNorm(width) if norm_first else nn.Identity()
 
-    def forward(self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False) -> FusionOutput:
+    def forward(
+        self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False, pooled_only: bool = False
+    ) -> FusionOutput:
         cut = visual.shape[1]
         x = torch.cat([visual + self.modality[0], self.text_to_vision(text) + self.modality[1]], dim=1)
         mask = torch.cat([text_mask.new_ones(visual.shape[:2]), text_mask], dim=1)
-        pairing = []
-        for layer in self.layers:
-            x, weights = layer(x, mask=mask, need_weights=need_weights)
+        pairing, visual_rows = [], cut
+        for place, layer in enumerate(self.layers, start=1):
+            wanted = None
+            if pooled_only and place == len(self.layers):
+                wanted, visual_rows = [0, cut], 1
+            x, weights = layer(x, mask=mask, need_weights=need_weights, wanted=wanted)
             if need_weights:
-                across = {"image_to_text": weights[:, :, :cut, cut:], "text_to_image": weights[:, :, cut:, :cut]}
+                from_visual, from_text = weights[:, :, :visual_rows, cut:], weights[:, :, visual_rows:, :cut]
+                across = {"image_to_text": from_visual, "text_to_image": from_text}
                 pairing.append({name: part / part.sum(dim=-1, keepdim=True) for name, part in across.items()})
         x = self.norm(x)
-        v, t = x[:, :cut], x[:, cut:]
+        v, t = x[:, :visual_rows], x[:, visual_rows:]
         return FusionOutput(v, t, torch.cat([v[:, 0], t[:, 0]], dim=-1), pairing if need_weights else None)
 
 
@@ -194,16 +205,20 @@ class TextSideFusion(CrossModalFusion):
         self.visual_norm = nn.LayerNorm(width)
         self.text_norm = _final_norms(width, norm_first)[1]
 
-    def forward(self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False) -> FusionOutput:
+    def forward(
+        self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False, pooled_only: bool = False
+    ) -> FusionOutput:
         v = self.visual_norm(visual + self.modality[0])
         t = self.text_to_vision(text) + self.modality[1]
         pairing = []
-        for layer in self.layers:
+        for place, layer in enumerate(self.layers, start=1):
             t = layer.attend_self(t, text_mask)
+            if pooled_only and place == len(self.layers):
+                t = t[:, :1]
             t, weights = layer.attend_context(t, layer.state(t), v, None, need_weights)
             pairing.append({"text_to_image": weights})
             t = layer.feed_forward(t)
-        t = self.text_norm(t)
+        v, t = v[:, :1] if pooled_only else v, self.text_norm(t)
         return FusionOutput(v, t, torch.cat([v[:, 0], t[:, 0]], dim=-1), pairing if need_weights else None)
 
 
@@ -216,10 +231,13 @@ class NoFusion(CrossModalFusion):
 
     is_joint = False
 
-    def forward(self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False) -> FusionOutput:
+    def forward(
+        self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False, pooled_only: bool = False
+    ) -> FusionOutput:
         t = self.text_to_vision(text)
         weight = text_mask.unsqueeze(-1).to(t.dtype)
         mean = (t * weight).sum(dim=1) / weight.sum(dim=1)
+        visual, t = (visual[:, :1], t[:, :1]) if pooled_only else (visual, t)
         return FusionOutput(visual, t, torch.cat([visual[:, 0], mean], dim=-1))
 
 

@@ -78,14 +78,15 @@ class PatchEncoder(nn.Module):
         self._memory = RowMemory(remember, self.backbone) if remember else None
         self.train()
 
-    def forward(self, image: Tensor) -> PatchFeatures:
-        """(B, 3, H, W) -> feature map (B, C, h, w) and patches (B, P, d)."""
-        feature_map = self.feature_map(image)
+    def forward(self, image: Tensor, passing: bool = False) -> PatchFeatures:
+        """(B, 3, H, W) -> feature map (B, C, h, w) and patches (B, P, d). passing: pictures that do not come again are
+        neither looked up nor remembered."""
+        feature_map = self.feature_map(image, passing)
         return PatchFeatures(feature_map, self.proj(self.drop(self.cells(feature_map))).flatten(2).transpose(1, 2))
 
-    def feature_map(self, image: Tensor) -> Tensor:
+    def feature_map(self, image: Tensor, passing: bool = False) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w), before anything is cut."""
-        if self._memory is None or image.requires_grad:
+        if self._memory is None or passing or image.requires_grad:
             return self.backbone(image)
         maps = self._memory.answer(row_keys(image), lambda places: self.backbone(image[places]))
         return torch.stack([kept.to(image.device) for kept in maps])

@@ -5,6 +5,7 @@ post-LN one, LN(x + sublayer(x)) (Vaswani et al. 2017).
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -136,11 +137,19 @@ class TransformerBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, need_weights: bool = False
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        need_weights: bool = False,
+        wanted: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, N, d) -> (B, N, d) and, if asked for, the attention weights (B, heads, N, N)."""
-        read = self.attention_norm(x) if self.norm_first else x
-        update, weights = self.attention(read, mask=mask, causal=causal, need_weights=need_weights)
+        """(B, N, d) -> (B, N, d) and, if asked for, the attention weights (B, heads, N, N). wanted: compute these rows
+        alone, N of them come back; all are read."""
+        read, context = self.attention_norm(x) if self.norm_first else x, None
+        if wanted is not None:
+            x, read, context = x[:, wanted], read[:, wanted], read
+        update, weights = self.attention(read, context, mask=mask, causal=causal, need_weights=need_weights)
         x = x + self.drop_path(self.drop(update))
         if not self.norm_first:
             x = self.attention_norm(x)

@@ -15,6 +15,7 @@ from torch import Tensor
 from crossvit.objectives.answers import answers
 from crossvit.objectives.ascent import Norm
 from crossvit.objectives.attack import PROBE, Attack, Ball
+from crossvit.objectives.known_gradient import KnownGradient
 from crossvit.objectives.term import PairState, Perturbation, Term, TermOutput
 
 TOWERS = ("patch_encoder", "vision", "text_encoder")
@@ -52,8 +53,8 @@ class AdversarialLoss(Term):
         target: Literal["label", "pseudo", "teacher"] = "label",
         spaces: Sequence[str] = ("text", "patch"),
         norm: Norm = "l2",
-        eps: float | None = 0.1,
-        step_size: float = 0.1,
+        eps: float | None = 0.02,
+        step_size: float = 0.02,
         relative: bool = True,
         steps: int = 1,
         init: Literal["zero", "uniform"] = "zero",
@@ -129,9 +130,10 @@ class AdversarialLoss(Term):
         if self.algorithm == "vat" and self.direction != "none":
             attack.place(attack.noise(0), PROBE)
         for step in range(self.steps if self.direction != "none" else 0):
-            if self.direction == "random":
-                way = attack.noise(step)
-            else:
+            way = attack.noise(step) if self.direction == "random" else None
+            if way is None and step == 0 and self.algorithm == "pgd" and self.init == "zero":
+                way = attack.clean_gradient()
+            if way is None:
                 attack.watch()
                 with torch.enable_grad():
                     way = attack.gradient(attack.loss()).inputs
@@ -155,16 +157,3 @@ class AdversarialLoss(Term):
             if step + 1 < self.steps and self.direction != "none":
                 attack.move(grads.inputs if self.direction == "gradient" else attack.noise(step))
         return KnownGradient.apply(torch.stack(values).mean(), list(total.values()), *total)
-
-
-class KnownGradient(torch.autograd.Function):
-    """A value whose gradient is known already: backward gives each parameter its own, times what arrives."""
-
-    @staticmethod
-    def forward(ctx, value: Tensor, grads: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.grads = grads
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, arriving: Tensor) -> tuple:
-        return None, None, *(arriving * grad for grad in ctx.grads)

@@ -28,8 +28,8 @@ class Ball(NamedTuple):
     """Where a perturbation may go: eps, its radius (None: anywhere), and step_size; `relative` to the row's own size, or absolute."""
 
     norm: Norm = "l2"
-    eps: float | None = 0.1
-    step_size: float = 0.1
+    eps: float | None = 0.02
+    step_size: float = 0.02
     relative: bool = True
 
 
@@ -56,6 +56,7 @@ class Attack:
         self.kl_weight, self.kl_detach, self.through_cnn = kl_weight, kl_detach, through_cnn
         self._ask = ask
         self.clean = ask(state)
+        self._has_dropout = state.before is None or state.before.moved()
         self._replay = Replay(state.visual.device)
         self._inputs = {name: self._real(name, getattr(state.inputs, name).detach().float()) for name in spaces}
         self._bound = {name: radius(x, ball.eps, ball.relative, ball.norm) for name, x in self._inputs.items()}
@@ -98,16 +99,19 @@ class Attack:
         deltas, scale = list(self.delta.values()), self.state.loss_scale
         keep = bool(parameters)  # the clean pass, whose graph is shared, is still to be trained on
         found = torch.autograd.grad(scale * loss, [*deltas, *parameters], retain_graph=keep, allow_unused=True)
-        of_inputs, of_parameters = found[: len(deltas)], found[len(deltas) :]
-        ranks = (
-            scale * world_size()
-        )  # the global mean is scaled for an average over the processes, and here they are summed
-        inputs = {
-            name: torch.zeros_like(delta) if grad is None else self._real(name, grad.float() / ranks)
-            for (name, delta), grad in zip(self.delta.items(), of_inputs, strict=True)
-        }
-        self._last = ({name: delta.detach() for name, delta in self.delta.items()}, inputs)
-        return Gradients(inputs, [None if grad is None else grad * (share / scale) for grad in of_parameters])
+        of_parameters = found[len(deltas) :]
+        parameter_grads = [None if grad is None else grad * (share / scale) for grad in of_parameters]
+        return Gradients(self._of_inputs(found[: len(deltas)]), parameter_grads)
+
+    def clean_gradient(self) -> dict[str, Tensor] | None:
+        """`gradient` of the inputs where nothing is added, for the price of a backward pass through the clean one. None where that pass
+        cannot tell: a space is not part of its graph (pixels, patches of a frozen encoder), or it drew a dropout of its own."""
+        inputs = [getattr(self.state.inputs, name) for name in self.delta]
+        if self._has_dropout or not all(x.requires_grad for x in inputs):
+            return None
+        loss = self.state.loss_scale * self.loss(self.clean)
+        grads = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        return None if any(grad is None for grad in grads) else self._of_inputs(grads)
 
     def move(self, grads: dict[str, Tensor]) -> None:
         """One step of ascent along `grads`."""
@@ -145,6 +149,17 @@ class Attack:
                 summed = len(self.state.all_ids[0]) * grads[name]
                 found[f"{name}_fosc"] = fosc(before[name], summed, self._bound[name], self.ball.norm).mean()
         return found
+
+    def _of_inputs(self, grads: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """Gradients of a scaled loss as the ascent takes them; they are those of its last point."""
+        # the global mean is scaled for an average over the processes, and here they are summed
+        ranks = self.state.loss_scale * world_size()
+        inputs = {
+            name: torch.zeros_like(delta) if grad is None else self._real(name, grad.float() / ranks)
+            for (name, delta), grad in zip(self.delta.items(), grads, strict=True)
+        }
+        self._last = ({name: delta.detach() for name, delta in self.delta.items()}, inputs)
+        return inputs
 
     def _real(self, name: str, x: Tensor) -> Tensor:
         """0 on the padding of a text."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from crossvit.distributed import global_mean
 from crossvit.objectives.queue import PairQueue, Queued
 from crossvit.objectives.term import PairState, Term, TermOutput, known_pairs
+from crossvit.objectives.tiled import tiled_contrastive_loss
 
 
 def soft_cross_entropy(logits: Tensor, positives: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -76,12 +77,25 @@ def contrastive_loss(
     return (mean_image + mean_text) / 2
 
 
+def check_tile(tile: int | None) -> None:
+    """Raises ValueError for a number of columns that is none."""
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be at least 1, or null, got {tile}")
+
+
+def present_negatives(state: PairState) -> Tensor | None:
+    """(n, E) the false captions of all ranks, without the fillers."""
+    found, present = state.all_negative_embedding, state.all_negative_present
+    return found if found is None or present is None else found[present]
+
+
 class ContrastiveLoss(Term):
     """ITC over the global batch, with the model's learnable `logit_scale`.
 
     generated_negatives: the false captions that the data brings (`PairBatch.negatives`) are further wrong answers, where it brings any.
     label_smoothing: see `soft_cross_entropy`. queue_size: also compare with so many pairs of the batches before, as the momentum teacher
-    embedded them (He et al. 2020); their ids say which of them are positives.
+    embedded them (He et al. 2020); their ids say which of them are positives. tile: columns of the matrix of logits that are held at a
+    time, for global batches whose square does not fit; null holds it whole.
     """
 
     modules_used = ("patch_encoder", "vision", "text_encoder", "itc_image", "itc_text", "logit_scale")
@@ -92,8 +106,13 @@ class ContrastiveLoss(Term):
         generated_negatives: bool = True,
         label_smoothing: float = 0.0,
         queue_size: int = 0,
+        tile: int | None = None,
     ) -> None:
         super().__init__(weight)
+        check_tile(tile)
+        if tile is not None and queue_size:
+            raise ValueError(f"tile={tile} is for batches too large for a queue: set queue_size=0 or tile=null")
+        self.tile = tile
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
         self.reads_negatives = generated_negatives
@@ -102,6 +121,18 @@ class ContrastiveLoss(Term):
         self.queue = PairQueue(queue_size) if queue_size else None
 
     def forward(self, state: PairState) -> TermOutput:
+        if self.tile is not None:
+            scale, negatives = state.logit_scale.exp(), present_negatives(state) if self.reads_negatives else None
+            loss = tiled_contrastive_loss(
+                state.image_embedding,
+                state.all_text_embedding,
+                scale,
+                state.positives,
+                negatives,
+                self.label_smoothing,
+                self.tile,
+            )
+            return TermOutput(loss, {"logit_scale": scale.detach()})
         image, text = state.all_image_embedding, state.all_text_embedding
         image_positives, text_positives = state.image_positives, state.text_positives
         figures = {"logit_scale": state.logit_scale.detach().exp()}

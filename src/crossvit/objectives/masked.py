@@ -54,8 +54,8 @@ class MaskedLanguageLoss(Term):
         replaced = chosen & (kind >= 0.8) & (kind < 0.9)
         words = state.embed(torch.where(replaced, (other * state.vocab_size).long(), state.tokens))
         words = torch.where((chosen & (kind < 0.8))[..., None], state.mask_embedding.to(words.dtype), words)
-        fused = state.fuse(state.visual, *state.encode_words(words))
-        logits = state.word_logits(fused.text[chosen])
+        fused = state.fuse_words(state.visual, *state.encode_words(words))
+        logits = state.word_logits(fused[chosen])
         counted = state.true[:, None].expand_as(chosen)[chosen]
         loss, count = global_mean(masked_word_loss(logits, state.tokens[chosen]), counted)
         right = ((logits.argmax(dim=1) == state.tokens[chosen]) & counted).sum() / counted.sum().clamp(min=1)

@@ -148,7 +148,7 @@ def match(state: PairState, hard_negatives: Hard, generated_negatives: bool) -> 
         parts = matching_pairs(state, hard_negatives, generated_negatives)
         pairs = Pairs.join(list(parts.values()))
         fused = state.fuse(pairs.visual, pairs.tokens, pairs.pooled, pairs.mask)
-        state.scored[key] = Matching(parts, pairs, state.match_logits(fused.pooled))
+        state.scored[key] = Matching(parts, pairs, state.match_logits(fused))
     return state.scored[key]
 
 

@@ -19,6 +19,10 @@ class Replay:
         self._write(self._state)
         yield
 
+    def moved(self) -> bool:
+        """Has anything been drawn since?"""
+        return any(a is not None and not torch.equal(a, b) for a, b in zip(self._state, self._read(), strict=True))
+
     def _read(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         return torch.get_rng_state(), torch.cuda.get_rng_state(self._device) if self._device else None
 

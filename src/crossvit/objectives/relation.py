@@ -20,7 +20,7 @@ def relation_answers(state: PairState) -> Tensor:
         raise ValueError("the relation term needs labelled pairs: this data has no label")
     if "relation" not in state.scored:
         fused = state.fuse(state.visual, state.text, state.text_pooled, state.text_mask)
-        state.scored["relation"] = state.relation_logits(fused.pooled)
+        state.scored["relation"] = state.relation_logits(fused)
     return state.scored["relation"]
 
 
@@ -31,7 +31,7 @@ def two_image_answers(state: PairState) -> Tensor:
     if "two_image" not in state.scored:
         text = (state.text, state.text_pooled, state.text_mask)
         first, second = state.fuse(state.visual, *text), state.fuse(state.second_visual, *text)
-        state.scored["two_image"] = state.two_image_logits(first.pooled, second.pooled)
+        state.scored["two_image"] = state.two_image_logits(first, second)
     return state.scored["two_image"]
 
 

@@ -7,12 +7,14 @@ that need the same thing share it.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from crossvit.distributed import gather, gather_with_grad, global_rows, pad_to_longest
+from crossvit.objectives.randomness import Replay
+from crossvit.objectives.tiled import Positives, list_positives
 
 
 @dataclass
@@ -46,14 +48,6 @@ class Term(nn.Module):
 
     def forward(self, state: "PairState") -> TermOutput:
         raise NotImplementedError
-
-
-class Fused(Protocol):
-    """Both streams after fusion: visual (n, N, d), text (n, M, d), and the pooled pair (n, 2d)."""
-
-    visual: Tensor
-    text: Tensor
-    pooled: Tensor
 
 
 class Perturbation(NamedTuple):
@@ -101,7 +95,8 @@ class PairState:
     image_id: Tensor
     text_id: Tensor
     label: Tensor | None
-    fuse: Callable[[Tensor, Tensor, Tensor, Tensor], Fused]  # visual, text, pooled, mask
+    fuse: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # visual, text, pooled, mask -> the fused pair (n, 2d)
+    fuse_words: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # the same -> the text stream after fusion (n, M, d)
     match_logits: Callable[[Tensor], Tensor]  # (n, 2d) -> (n, 2)
     relation_logits: Callable[[Tensor], Tensor]  # (n, 2d) -> (n, K)
     two_image_logits: Callable[[Tensor, Tensor], Tensor]  # two (n, 2d) -> (n, 2)
@@ -113,6 +108,7 @@ class PairState:
     negative_present: Tensor | None = None  # (b K,) bool: false for the fillers of a row that has fewer false captions
     uniform: Callable[..., Tensor] | None = None  # n, stream=0 -> (n,) numbers in [0, 1), the same on every rank
     inputs: Perturbation | None = None  # the clean word embeddings, patches and pixels
+    before: Replay | None = None  # torch's random state before the pass through the towers
     perturb: Callable[[Perturbation, bool], "PairState"] | None = (
         None  # what is added, whether patches lead on into the CNN
     )
@@ -178,6 +174,11 @@ class PairState:
     def all_ids(self) -> tuple[Tensor, Tensor, Tensor]:
         """image_id, text_id and truth (B,) of all ranks' pairs."""
         return gather(self.image_id), gather(self.text_id), gather(self.true)
+
+    @cached_property
+    def positives(self) -> Positives:
+        """The same pairs as `image_positives` and `text_positives`, as a list."""
+        return list_positives(self.rows, *self.all_ids)
 
     @cached_property
     def image_positives(self) -> Tensor:

@@ -1,7 +1,7 @@
 """The cells of a study, read back: one json file an arm and a seed, and what the arms are compared by."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -40,8 +40,9 @@ class Plan:
         """The metric that the arms are ranked by: the first."""
         return next(iter(self.metrics))
 
-    def check(self) -> None:
-        """Raises UserError, naming the key, where a name stands for nothing or a seed or an arm stands twice."""
+    def check(self, options: Collection[str]) -> None:
+        """Raises UserError, naming the key, where a name stands for nothing or a seed or an arm stands twice. options: all arms
+        there are."""
         for key in ("arms", "seeds"):
             values = getattr(self, key)
             if not isinstance(values, Sequence) or isinstance(values, str):
@@ -57,6 +58,12 @@ class Plan:
             unknown = [arm for arm in arms if arm not in self.arms]
             if unknown:
                 raise UserError(f"{key}: {unknown[0]!r} is not in study.arms")
+        compared = {f"study.claims.{name}": claim.get("evidence", ()) for name, claim in self.claims.items()}
+        named = [("study.arms", arm) for arm in self.arms]
+        named += [(key, one.get(side)) for key, ones in compared.items() for one in ones for side in ("arm", "than")]
+        for key, arm in named:
+            if isinstance(arm, str) and arm not in options:
+                raise UserError(f"{key}: there is no arm {arm!r}; the arms are {', '.join(sorted(options))}")
         placed = [arm for arms in self.families.values() for arm in arms or ()]
         twice = [arm for arm in placed if placed.count(arm) > 1]
         if twice:
@@ -83,6 +90,9 @@ class Plan:
                     raise UserError(f"{where}: metric {evidence['metric']!r} is not in study.metrics")
                 if evidence["expected"] not in ("higher", "lower"):
                     raise UserError(f"{where}: expected {evidence['expected']!r}: write higher or lower")
+                margin = evidence.get("margin", 0)
+                if isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0:
+                    raise UserError(f"{where}: margin {margin!r}: give a number of at least 0")
 
     def check_cell(self, arm: str, seed: int) -> None:
         """Raises UserError where the study has no such cell: no report would show it."""
@@ -206,4 +216,15 @@ def _read(path: Path, arm: str, seed: int) -> dict[str, Any]:
     return cell
 
 
-KEYS = ("settings", "git_commit", "steps", "seconds", "flops", "chain_flops", "flops_per_pair", "validation", "table")
+KEYS = (
+    "settings",
+    "git_commit",
+    "command",
+    "steps",
+    "seconds",
+    "flops",
+    "chain_flops",
+    "flops_per_pair",
+    "validation",
+    "table",
+)

@@ -1,5 +1,6 @@
 """The report of a study in markdown: what the arms reach at equal steps and at equal compute, and what becomes of the claims."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from crossvit.report.table import heading
 LEGEND = """\
 In percent; mean ± standard deviation over seeds (least seed). Differences are taken seed by seed, in points, with the 95 % t interval of
 their mean. p: exact sign-flip test, which n seeds cannot bring below 2/2^n; Holm: corrected within the arm's family. A verdict goes by the
-interval: "supported" or "refuted" where it lies on one side of 0, else "undecided"; it needs three seeds. Verdicts are each for itself, not
-corrected for their number, and at the arms' own lengths: what an arm cost, and what a base does with as much, stands in the tables before.
+interval: "supported" or "refuted" where it lies on one side of 0 (or of what is tolerated), else "undecided"; it needs three seeds.
+Verdicts are each for itself, not corrected for their number, and at the arms' own lengths: what an arm cost, and what a base does with as
+much, stands in the tables before.
 """
 
 
@@ -94,22 +96,26 @@ def claims(grid: Grid) -> str:
                 continue
             arm, than, metric = evidence["arm"], evidence["than"], evidence["metric"]
             other = than if isinstance(than, str) else percent(than)
-            question = f"{arm} {evidence['expected']} than {other} in {heading(metric)}"
+            expected, margin = evidence["expected"], evidence.get("margin", 0)
+            worse = {"higher": "lower", "lower": "higher"}[expected]
+            asked = f"no more than {percent(margin)} {worse}" if margin else expected
+            question = f"{arm} {asked} than {other} in {heading(metric)}"
             difference = grid.difference(arm, than, metric)
             found = "" if difference is None else f"{effect(difference)} (seeds: {difference.count})"
-            lines.append([name, claim["says"], question, found, verdict(difference, evidence["expected"])])
+            lines.append([name, claim["says"], question, found, verdict(difference, expected, margin)])
     return table(["claim", "says", "tested as", "difference", "verdict"], lines)
 
 
-def verdict(difference: Difference | None, expected: str) -> str:
-    """By the interval of the difference, in words."""
+def verdict(difference: Difference | None, expected: str, margin: float = 0) -> str:
+    """By the interval of the difference, in words. margin: a difference against expectation that is tolerated."""
     if difference is None:
         return NOT_MEASURED
     if difference.count < 3:
         return "undecided: fewer than three seeds"
-    if difference.low <= 0 <= difference.high:
+    low, high = (difference.low, difference.high) if expected == "higher" else (-difference.high, -difference.low)
+    if low <= -margin <= high:
         return "undecided"
-    return "supported" if (difference.low > 0) == (expected == "higher") else "refuted"
+    return "supported" if low > -margin else "refuted"
 
 
 def level(values: Sequence[float]) -> str:
@@ -176,11 +182,21 @@ def _standing(grid: Grid) -> str:
         if len(settings) > 1:
             groups = " | ".join(f"seeds {', '.join(map(str, seeds))}" for seeds in settings.values())
             lines.append(f"**The seeds of {arm} were run with different settings:** {groups}.")
+    commands = {key: _further(cell["command"]) for key, cell in grid.cells.items()}
+    further = [f"{arm}-seed{seed}: {' '.join(given)}" for (arm, seed), given in commands.items() if given]
+    if further:
+        lines.append(f"**Run with further overrides:** {'; '.join(further)}.")
     commits = {cell["git_commit"] or "not known" for cell in grid.cells.values()}
     if commits:
         short = sorted(commit[:9] + "+" * commit.endswith("+") for commit in commits)
         lines.append(f"Code: {', '.join(short)} (+: with changes that were not committed).")
     return "\n".join(lines) + "\n"
+
+
+def _further(command: str) -> list[str]:
+    """What a cell's command asks for beyond the study, the arm and the seed."""
+    own = ("study", "arm", "seed")
+    return [word for word in shlex.split(command)[2:] if word.partition("=")[0] not in own]
 
 
 def _context(grid: Grid, metric: str) -> str:

@@ -112,7 +112,8 @@ def build_task(cfg: DictConfig, num_classes: int | None = None):
 
         terms = {name: make(term) for name, term in cfg.objective.items() if name != "teacher"}
         momentum = cfg.objective.teacher.momentum
-        return CrossModalTask(build_model(cfg), terms, seed=cfg.seed, teacher_momentum=momentum, **settings)
+        settings |= {"seed": cfg.seed, "teacher_momentum": momentum, "micro_batch": cfg.micro_batch}
+        return CrossModalTask(build_model(cfg), terms, **settings)
     settings["loss"] = make(cfg.objective.classification)
     if cfg.stage.task == "patch_encoder":
         from crossvit.tasks.patch_encoder import PatchEncoderTask

@@ -19,7 +19,7 @@ from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import Cell
 from crossvit.report.study import cell_file
 from crossvit.report.table import Table
-from crossvit.stages.fingerprint import what_matters
+from crossvit.stages.fingerprint import is_neutral, what_matters
 from crossvit.stages.provenance import environment
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,9 @@ def settings_of(configs: list[StageConfig], cfg: DictConfig) -> str:
     }
     for entry in filter(None, suite.values()):
         entry["data"] = {
-            key: value for key, value in entry["data"].items() if not key.endswith(("root", "roots", "dir", "_file"))
+            key: value
+            for key, value in entry["data"].items()
+            if not key.endswith(("root", "roots", "dir", "_file")) and not is_neutral(key, value)
         }
     scenes = {key: value for key, value in OmegaConf.to_container(cfg.scenes, resolve=True).items() if key != "folder"}
     text = json.dumps([stages, suite, scenes], sort_keys=True)

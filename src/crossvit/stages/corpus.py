@@ -6,7 +6,14 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def prepare_corpus(cfg: DictConfig, data: DictConfig) -> None:
-    """Generates the preset of `scenes` that `data.root` lies in (paths.scenes/<preset>/...). Does nothing for any other root."""
+    """Generates the preset of `scenes` that `data.root` lies in (paths.scenes/<preset>/...), for a mixture that of every source's root.
+
+    Does nothing for any other root.
+    """
+    if "sources" in data:
+        for source in filter(None, data.sources.values()):
+            prepare_corpus(cfg, source.data)
+        return
     scenes, root = Path(cfg.paths.scenes).resolve(), Path(data.root).resolve()
     if root.is_relative_to(scenes) and root != scenes:
         make_scenes(cfg, root.relative_to(scenes).parts[0])

@@ -36,6 +36,15 @@ TRAINER_KEYS = (
 )
 DATA_KEYS_OUT = ("num_workers", "eval_batch_size", "max_bad_fraction", "test_split", "cache")
 CALLBACKS_OUT = ("checkpoint", "compute", "validation_curve", "progress_bar", "model_summary")
+NEUTRAL = {
+    "shuffled": 0,
+    "captions": "one",
+    "held_out": 0,
+    "permutations": 6,
+    "truncation_side": "right",
+    "lowercase": False,
+}
+"""Settings under which nothing is other than before there was such a key: stages from then keep their names."""
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")
 
 
@@ -62,9 +71,11 @@ def what_matters(cfg: DictConfig) -> dict[str, Any]:
         "seed": plain["seed"],
         "task": task,
         "model": {"image_size": sizes["image_size"]} if image_only else sizes,
-        "parts": {part: _with_file_contents(_without(plain[part], ("remember",))) for part in parts if part in plain},
-        "data": {k: v for k, v in plain["data"].items() if not _is_place_or_pace(k) and (k, v) != ("shuffled", 0)},
-        "objective": {name: term for name, term in plain["objective"].items() if term.get("weight", 1) != 0},
+        "parts": {part: _with_file_contents(_part(plain[part])) for part in parts if part in plain},
+        "data": _data(plain["data"]),
+        "objective": {
+            name: _without(term, ("tile",)) for name, term in plain["objective"].items() if term.get("weight", 1) != 0
+        },
         "optimizer": _without(plain["optimizer"], ("fused", "foreach")),
         "scheduler": plain["scheduler"],
         "trainer": {key: str(trainer[key]) for key in TRAINER_KEYS if trainer.get(key) is not None},
@@ -75,6 +86,27 @@ def what_matters(cfg: DictConfig) -> dict[str, Any]:
 def _acts(callback: dict | None) -> bool:
     """Whether a callback does anything: a gate without a threshold does not."""
     return callback is not None and callback.get("threshold", 0) is not None
+
+
+def _part(node: Any) -> Any:
+    """A part of the model without what changes nothing; text encoders hold their tokenizer's settings."""
+    if isinstance(node, dict):
+        return {k: _part(v) for k, v in node.items() if k != "remember" and not is_neutral(k, v)}
+    return node
+
+
+def _data(node: dict) -> dict:
+    """The settings of a dataset, or of a mixture and its sources."""
+    kept = {key: value for key, value in node.items() if not _is_place_or_pace(key) and not is_neutral(key, value)}
+    if isinstance(node.get("sources"), dict):
+        sources = {name: source for name, source in node["sources"].items() if source is not None}
+        kept["sources"] = {name: source | {"data": _data(source["data"])} for name, source in sources.items()}
+    return kept
+
+
+def is_neutral(key: str, value: Any) -> bool:
+    """Whether a setting says what would hold without it."""
+    return key in NEUTRAL and NEUTRAL[key] == value
 
 
 def _is_place_or_pace(key: str) -> bool:

@@ -13,10 +13,12 @@ from crossvit.errors import UserError
 from crossvit.metrics import ImageTextPairs, IndexedCatMetric, classification_accuracy, embedding_retrieval
 from crossvit.metrics.pairs import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from crossvit.models.crossvit import CrossViT
+from crossvit.objectives.known_gradient import KnownGradient
 from crossvit.objectives.matching import match
 from crossvit.objectives.relation import relation_answers, two_image_answers
 from crossvit.objectives.term import PairState, Term
 from crossvit.tasks.base import Task
+from crossvit.tasks.chunks import ChunkedTowers
 from crossvit.tasks.pair_state import pair_state
 from crossvit.tasks.teacher import MomentumTeacher
 
@@ -28,7 +30,8 @@ class CrossModalTask(Task):
     """Contrastive learning, matching and the other terms on a `CrossViT`; loss = sum of weight x term over the terms with weight > 0.
 
     terms: name -> Term. Parts of the model that no active term uses are frozen, so that every trained parameter has a gradient.
-    teacher_momentum: of the momentum teacher, which is there where a term asks for it.
+    teacher_momentum: of the momentum teacher, which is there where a term asks for it. micro_batch: rows that the towers run at a time,
+    on each device; the loss is still that of the whole batch (`tasks/chunks.py`). The terms' gradient norms are not logged then.
 
     Raises UserError where a term lacks the one that it needs beside it.
     """
@@ -36,7 +39,13 @@ class CrossModalTask(Task):
     provides = ("",)
 
     def __init__(
-        self, model: CrossViT, terms: Mapping[str, Term], seed: int = 0, teacher_momentum: float = 0.995, **settings
+        self,
+        model: CrossViT,
+        terms: Mapping[str, Term],
+        seed: int = 0,
+        teacher_momentum: float = 0.995,
+        micro_batch: int | None = None,
+        **settings,
     ) -> None:
         super().__init__(**settings)
         self.model = model
@@ -47,7 +56,12 @@ class CrossModalTask(Task):
             for group in term.needs_terms:
                 if not any(other in self.terms for other in group):
                     raise UserError(f"objective.{name} needs {' or '.join(group)} beside it: give it a weight")
+        if micro_batch is not None and any(getattr(term, "through_cnn", False) for term in self.terms.values()):
+            raise UserError(
+                "objective.adversarial.through_cnn=true needs the CNN's pass on the whole batch: set micro_batch=null"
+            )
         self.seed = seed
+        self.micro_batch = micro_batch
         used = {name for term in self.terms.values() for name in term.modules_used}
         for name, parameter in model.named_parameters():
             if name.split(".")[0] not in used:
@@ -67,11 +81,11 @@ class CrossModalTask(Task):
         if stage == "fit" and self.teacher is not None:
             self.teacher.follow(self.model, momentum=0.0)
 
-    def losses(self, batch: PairBatch, uniform=None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def losses(
+        self, batch: PairBatch, uniform=None, chunks: ChunkedTowers | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Each term's weighted loss over the global batch, and the figures to log."""
-        if not any(term.reads_negatives for term in self.terms.values()):
-            batch = batch._replace(negatives=None, negatives_mask=None)  # nobody asks for their features
-        state = self.state(batch, uniform)
+        state = self.state(batch, uniform, chunks)
         weighted, figures = {}, {}
         for name, term in self.terms.items():
             out = term(state)
@@ -87,14 +101,28 @@ class CrossModalTask(Task):
         total = sum(weighted.values())
         return total, figures | {"loss": total.detach()}
 
-    def state(self, batch: PairBatch, uniform=None) -> PairState:
+    def state(self, batch: PairBatch, uniform=None, chunks: ChunkedTowers | None = None) -> PairState:
         """What the terms see of a batch."""
-        state = pair_state(self.model, batch, uniform, self.teacher.model if self.teacher is not None else None)
+        teacher, towers = self.teacher.model if self.teacher is not None else None, chunks.towers if chunks else None
+        state = pair_state(self.model, self._read(batch), uniform, teacher, towers)
+        if chunks is not None:
+            state.parameters += chunks.leaves  # a term that differentiates the clean pass itself gets as far as these
         if self._trainer is not None:
             state.step = self.trainer.global_step
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            state.loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        state.loss_scale = self.loss_scale
         return state
+
+    @property
+    def loss_scale(self) -> float:
+        """What fp16 training multiplies a loss by before it differentiates it."""
+        scaler = None if self._trainer is None else getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else scaler.get_scale()
+
+    def _read(self, batch: PairBatch) -> PairBatch:
+        """Without the false captions where nobody asks for their features."""
+        if any(term.reads_negatives for term in self.terms.values()):
+            return batch
+        return batch._replace(negatives=None, negatives_mask=None)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         def uniform(n: int, stream: int = 0) -> Tensor:
@@ -102,11 +130,18 @@ class CrossModalTask(Task):
             seed = np.random.SeedSequence(entropy).generate_state(1)[0]
             return torch.rand(n, generator=torch.Generator().manual_seed(int(seed))).to(self.device)
 
-        weighted, figures = self.losses(batch, uniform)
+        chunks = None
+        if self.micro_batch is not None and self.micro_batch < len(batch.tokens):
+            chunks = ChunkedTowers(self.model, self._read(batch), self.micro_batch)
+        weighted, figures = self.losses(batch, uniform, chunks)
         loss = sum(weighted.values())
+        if chunks is not None:
+            grads = chunks.gradients(loss, [p for p in self.model.parameters() if p.requires_grad], self.loss_scale)
+            loss = KnownGradient.apply(loss.detach(), list(grads.values()), *grads)
         if self.logs_this_step:
-            norms = {f"{name}/gradient": self.trunk_gradient(term) for name, term in weighted.items()}
-            self.log_figures(figures | norms | {"loss": loss.detach()})
+            if chunks is None:
+                figures |= {f"{name}/gradient": self.trunk_gradient(term) for name, term in weighted.items()}
+            self.log_figures(figures | {"loss": loss.detach()})
         return loss
 
     def trunk_gradient(self, loss: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,32 +10,65 @@ from torch import Tensor, nn
 from crossvit.data.batches import PairBatch
 from crossvit.models.crossvit import CrossViT
 from crossvit.models.text_encoder import TextFeatures
+from crossvit.objectives.randomness import Replay
 from crossvit.objectives.term import PairState, Perturbation
 
 
-def pair_state(model: CrossViT, batch: PairBatch, uniform=None, teacher: CrossViT | None = None) -> PairState:
-    """Runs both towers once on a batch and lays out what the terms need. teacher: the model behind `PairState.teacher`, run when asked."""
-    pictures = batch.image.flatten(0, 1) if batch.image.dim() == 5 else batch.image
+class Towers(NamedTuple):
+    """What both towers make of a batch, before anything is projected or fused; a text about two pictures has them side by side."""
+
+    patches: Tensor
+    words: Tensor
+    visual: Tensor
+    text: TextFeatures
+    negatives: TextFeatures | None
+
+
+def run_towers(model: CrossViT, batch: PairBatch) -> Towers:
+    """Both towers once."""
+    pictures = _pictures(batch)
     patches = model.patch_encoder(pictures).patches
-    return _lay_out(model, batch, pictures, patches, uniform, teacher, {})
+    visual = model.visual_tokens(patches, pictures.shape[-2:])
+    words = model.text_encoder.embed(batch.tokens)
+    text = model.text_features(batch.tokens, batch.token_mask, words)
+    negatives = None
+    if batch.negatives is not None:
+        negatives = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))
+    return Towers(patches, words, visual, text, negatives)
+
+
+def pair_state(
+    model: CrossViT, batch: PairBatch, uniform=None, teacher: CrossViT | None = None, towers: Towers | None = None
+) -> PairState:
+    """Lays out what the terms need of a batch. teacher: the model behind `PairState.teacher`, run when asked. towers: their output, where
+    they have run already."""
+    before = Replay(batch.image.device)
+    if towers is None:
+        towers = run_towers(model, batch)
+    else:
+        towers = towers._replace(
+            words=model.text_encoder.embed(batch.tokens)
+        )  # the one that a term may take on to the weights
+    return _lay_out(model, batch, towers, uniform, teacher, before, {})
+
+
+def _pictures(batch: PairBatch) -> Tensor:
+    return batch.image.flatten(0, 1) if batch.image.dim() == 5 else batch.image
 
 
 def _lay_out(
     model: CrossViT,
     batch: PairBatch,
-    pictures: Tensor,
-    patches: Tensor,
+    towers: Towers,
     uniform,
     teacher: CrossViT | None,
+    before: Replay,
     shared: dict,
 ) -> PairState:
-    size, two = len(batch.tokens), batch.image.dim() == 5
-    visual = model.visual_tokens(patches, pictures.shape[-2:])
-    words = model.text_encoder.embed(batch.tokens)
-    text = model.text_features(batch.tokens, batch.token_mask)
+    size, two, pictures = len(batch.tokens), batch.image.dim() == 5, _pictures(batch)
+    patches, words, visual, text, features = towers
     negatives = negative_embedding = present = None
-    if batch.negatives is not None:
-        features = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))
+    if features is not None:
         negatives, negative_embedding = tuple(features), model.embed_text(features)
         present = batch.negatives_mask.flatten(0, 1).any(dim=1)
 
@@ -57,7 +91,7 @@ def _lay_out(
             base = patches if through_cnn else patches.detach()
             if added.pixel is not None:
                 with unchanged_statistics(model.patch_encoder):
-                    base = model.patch_encoder(pictures + added.pixel).patches
+                    base = model.patch_encoder(pictures + added.pixel, passing=True).patches
             new_visual = model.visual_tokens(base if added.patch is None else base + added.patch, pictures.shape[-2:])
         if added.text is not None:
             new_text = model.text_features(batch.tokens, batch.token_mask, words + added.text)
@@ -65,8 +99,7 @@ def _lay_out(
 
     def make_teacher() -> PairState:
         with torch.no_grad():
-            pictures_patches = teacher.patch_encoder(pictures).patches
-            return _lay_out(teacher, batch, pictures, pictures_patches, uniform, None, state.shared)
+            return _lay_out(teacher, batch, run_towers(teacher, batch), uniform, None, before, state.shared)
 
     common = {
         "logit_scale": model.logit_scale,
@@ -75,7 +108,8 @@ def _lay_out(
         "image_id": batch.image_id,
         "text_id": batch.text_id,
         "label": batch.label,
-        "fuse": lambda visual, tokens, pooled, mask: model.fuse(visual, TextFeatures(tokens, pooled, mask)),
+        "fuse": lambda visual, *text: model.fuse(visual, TextFeatures(*text), pooled_only=True).pooled,
+        "fuse_words": lambda visual, *text: model.fuse(visual, TextFeatures(*text)).text,
         "match_logits": model.itm,
         "relation_logits": model.relation,
         "two_image_logits": lambda first, second: model.two_image(torch.cat([first, second], dim=-1)),
@@ -84,6 +118,7 @@ def _lay_out(
         "negative_present": present,
         "uniform": uniform or (lambda n, stream=0: torch.rand(n, device=patches.device)),
         "inputs": Perturbation(words, patches, pictures),
+        "before": before,
         "perturb": perturb,
         "embed": model.text_encoder.embed,
         "vocab_size": model.text_encoder.vocab_size,

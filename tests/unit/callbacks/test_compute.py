@@ -114,7 +114,8 @@ def _shares() -> tuple[float, float]:
     visual, text = model.visual_features(batch.image), model.text_features(batch.tokens, batch.token_mask)
     inputs = [x.detach().requires_grad_() for x in (visual, text.tokens, text.pooled)]
     with flop_counter() as counter:
-        model.match_logits(model.fuse(inputs[0], TextFeatures(inputs[1], inputs[2], text.mask))).sum().backward()
+        fused = model.fuse(inputs[0], TextFeatures(inputs[1], inputs[2], text.mask), pooled_only=True)
+        model.match_logits(fused).sum().backward()
     return pair_flops(cross_vit(), batch), counter.get_total_flops() / 6
 
 

@@ -20,8 +20,8 @@ def root(tmp_path, picture, write_jsonl):
 
 
 def make(root, tokenizer, **options):
-    splits = {"train_split": None, "val_split": None, "test_split": "dev"}
-    return NLVRDataModule(root=root, image_size=8, batch_size=4, tokenizer=tokenizer, fit="squash", **splits, **options)
+    options = {"train_split": None, "val_split": None, "test_split": "dev", "fit": "squash"} | options
+    return NLVRDataModule(root=root, image_size=8, batch_size=4, tokenizer=tokenizer, **options)
 
 
 def test_each_picture_of_a_sentence_is_a_sample(root, tokenizer):
@@ -48,3 +48,20 @@ def test_missing_parts(root, tokenizer, part):
     (root / "dev" / part).rename(root / "gone")
     with pytest.raises(UserError, match=rf"{part} is not there(.|\n)*<root>/<split>/images"):
         make(root, tokenizer).validate()
+
+
+def test_fewer_orders_of_the_boxes(root, tokenizer):
+    assert make(root, tokenizer, permutations=1).index("dev").counts["samples"] == 4
+    with pytest.raises(UserError, match=r"data\.permutations=7 must be 1 to 6"):
+        make(root, tokenizer, permutations=7)
+
+
+def test_whole_directories_are_held_out(root, tokenizer):
+    (root / "dev").rename(root / "train")
+    (root / "train/dev.json").rename(root / "train/train.json")
+    for path in list(root.rglob("dev-*.png")):
+        path.rename(path.with_name(path.name.replace("dev-", "train-")))
+    data = make(root, tokenizer, held_out=0.5, train_split="train", val_split="held_out", test_split=None)
+    data.validate()
+    train, held = ({name.split("/")[0] for name in data.index(split).pictures.names} for split in ("train", "held_out"))
+    assert len(train) == len(held) == 1 and train != held

@@ -55,3 +55,31 @@ def test_missing_parts(root, tokenizer):
     (root / "images/dev").rename(root / "gone")
     with pytest.raises(UserError, match=r"dev is not there(.|\n)*<root>/images/train"):
         make(root, tokenizer).validate()
+
+
+def test_parts_and_a_split_outside_images(root, tokenizer, write_jsonl):
+    records = [{"sentence": f"red {i}", "label": "False", "identifier": f"dev-1-{i}-0"} for i in range(2)]
+    for part in ("balanced", "unbalanced"):
+        write_jsonl(root / f"data/{part}/{part}_dev.json", records[: 1 + (part == "balanced")])
+    data = make(root, tokenizer, max_bad_fraction=0.0)
+    assert data.index("balanced_dev").counts["samples"] == 2 and data.index("unbalanced_dev").counts["samples"] == 1
+    (root / "images/dev").rename(root / "dev")
+    data = make(root, tokenizer, max_bad_fraction=0.0)
+    data.check_split("balanced_dev")
+    data.validate()
+    with pytest.raises(UserError, match=r"balanced_test1\.json is not there"):
+        data.index("balanced_test1")
+
+
+def test_sentences_are_those_of_the_official_script(root, tokenizer, write_jsonl):
+    names = ["dev-1-0-0", "dev-1-1-0", "dev-1-0-1", "dev-2-0-0"]
+    write_jsonl(root / "data/dev.json", [{"sentence": "red", "label": "True", "identifier": name} for name in names])
+    sentences = make(root, tokenizer).sentences("dev").tolist()  # all four texts are the same
+    assert sentences[0] == sentences[1] and len(set(sentences)) == 3
+
+
+def test_whole_directories_are_held_out(root, tokenizer):
+    data = make(root, tokenizer, held_out=0.5)
+    train, held = ({name.split("/")[0] for name in data.index(split).pictures.names} for split in ("train", "held_out"))
+    assert train and held and not train & held and train | held == {"0", "1", "2"}
+    assert data.index("train").counts["samples"] + data.index("held_out").counts["samples"] == 6

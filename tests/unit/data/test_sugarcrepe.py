@@ -1,8 +1,9 @@
 import json
+import logging
 
 import pytest
 
-from crossvit.data.sugarcrepe import KINDS, SugarCrepeDataModule
+from crossvit.data.sugarcrepe import KINDS, SIZES, SugarCrepeDataModule
 from crossvit.errors import UserError
 
 
@@ -76,3 +77,10 @@ def test_damage(root, tokenizer):
         module(root, tokenizer).validate()
     with pytest.raises(UserError, match="data.image_roots"):
         module(root, tokenizer, image_roots=[root / "nowhere"]).validate()
+
+
+def test_counts_beside_the_published_ones(root, tokenizer, caplog):
+    with caplog.at_level(logging.INFO, "crossvit.data.sugarcrepe"):
+        module(root, tokenizer).index("test")
+    assert "add_att 2 (published 692)" in caplog.text and "swap_obj 1 (published 245)" in caplog.text
+    assert sum(SIZES.values()) == 7_511

@@ -142,3 +142,32 @@ def test_pieces_can_be_read(request):
         ]
         for text in STRANGE:
             assert len(tokenizer.pieces(text)) == len(tokenizer.ids(text))
+
+
+def test_the_end_that_is_cut_off(request, hugging_face_folder):
+    text = "a red " * 3 + "circle"
+    left = [
+        WordTokenizer("scenes", 6, truncation_side="left"),
+        ClipTokenizer(6, truncation_side="left"),
+        HuggingFaceTokenizer(str(hugging_face_folder), 6, truncation_side="left"),
+    ]
+    for tokenizer in left:
+        pieces = tokenizer.pieces(text)
+        assert len(pieces) == 6 and [piece.strip() for piece in pieces[1:-1]] == ["red", "a", "red", "circle"]
+        assert tokenizer.truncated == 1
+        assert "of more than 6 tokens the last are kept" in tokenizer.policy()
+        assert len(tokenizer.ids("a red circle")) == 5
+    right = WordTokenizer("scenes", 6)
+    assert right.pieces(text)[1:-1] == ["a", "red", "a", "red"] and "the first are kept" in right.policy()
+    with pytest.raises(UserError, match=r"tokenizer\.truncation_side=end is not one of right, left"):
+        WordTokenizer("scenes", 6, truncation_side="end")
+
+
+def test_lower_case_where_the_tokenizer_keeps_capitals(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    transformers.BertTokenizerFast(vocab=vocabulary, do_lower_case=False).save_pretrained(tmp_path)
+    kept, lowered = (HuggingFaceTokenizer(str(tmp_path), 8, lowercase=lowercase) for lowercase in (False, True))
+    assert kept.ids("Red") == [2, 1, 3] and lowered.ids("Red") == [2, 5, 3]
+    assert "lower-cased" in lowered.policy() and "as the tokenizer's own files say" in kept.policy()

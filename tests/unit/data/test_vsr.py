@@ -1,8 +1,9 @@
 import json
+import logging
 
 import pytest
 
-from crossvit.data.vsr import VSRDataModule
+from crossvit.data.vsr import VSRDataModule, release
 from crossvit.errors import UserError
 
 
@@ -111,3 +112,16 @@ def test_official_release_is_named(root, tokenizer, write_jsonl, caplog):
 def test_unknown_variant(root, tokenizer):
     with pytest.raises(UserError, match=r"data\.variant=randm"):
         make(root, tokenizer, variant="randm")
+
+
+def test_the_release_is_named(root, tokenizer, caplog, write_jsonl):
+    assert release("train", 7_680) == "the official files of VSR random"
+    assert release("test", 1_222) == "the official files of VSR zeroshot"
+    assert release("train", 4_713) == "what the README of VSR says of zeroshot"
+    assert release("dev", 7_680) is None
+    write_jsonl(root / "dev.jsonl", [record(i % 6, 1) for i in range(339)] + [record(0, 7)])
+    with caplog.at_level(logging.INFO, "crossvit.data.vsr"):
+        data = make(root, tokenizer)
+        assert data.index("dev").counts["samples"] == 339 and data.index("train").counts["samples"] == 12
+    assert caplog.text.count("lines, as in") == 1
+    assert "dev.jsonl: 340 lines, as in the official files of VSR zeroshot" in caplog.text

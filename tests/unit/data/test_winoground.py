@@ -66,3 +66,10 @@ def test_other_statements_are_none(tmp_path, tokenizer, picture, write_jsonl):
     write_jsonl(tmp_path / "test.jsonl", lines)
     data = VSRDataModule(root=tmp_path, tokenizer=tokenizer, **SETTINGS)
     assert data.quads("test") == [Quad((1, 2), ("a", "b"), "")]
+
+
+def test_the_folder_of_the_release(root, tokenizer):
+    (root / "data").mkdir()
+    for part in ("examples.jsonl", "images"):
+        (root / part).rename(root / "data" / part)
+    WinogroundDataModule(root=root, tokenizer=tokenizer, max_bad_fraction=0.0, **SETTINGS).validate()

@@ -26,6 +26,7 @@ SUITES = {
     "medical": {"mimic", "mimic_precision", "mimic_zero_shot"},
     "openi": {"openi", "openi_precision", "openi_zero_shot"},
     "medical_real": {"mimic", "mimic_precision", "mimic_zero_shot", "scenes"},
+    "aro": {"relation", "attribution", "order_coco", "order_flickr30k"},
 }
 SUITES["full"] |= SUITES["scenes"]
 
@@ -93,7 +94,35 @@ def root(tmp_path_factory) -> Path:
     (winoground / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
     few_films(root / "mimic")
     few_films_of_openi(root / "openi")
+    write_aro(root, pictures, captions)
     return root
+
+
+def write_aro(root: Path, pictures: list[Path], captions: list[str]) -> None:
+    """Items on parts of pictures, and Karpathy's test splits of three pictures with a caption of seven words each."""
+    shutil.copytree(pictures[0].parent, root / "aro" / "images")
+    box = {"bbox_x": 4, "bbox_y": 4, "bbox_w": 20, "bbox_h": 16}
+    items = [
+        {"image_path": picture.name, "true_caption": captions[0], "false_caption": captions[1], **box}
+        for picture in pictures[:3]
+    ]
+    for part in ("relation", "attribution"):
+        (root / "aro" / f"visual_genome_{part}.json").write_text(json.dumps(items))
+    for source in ("coco", "flickr30k"):
+        shutil.copytree(pictures[0].parent, root / source / "images")
+        records = [
+            {
+                "filepath": "images",
+                "filename": picture.name,
+                "imgid": i,
+                "split": "test",
+                "sentences": [{"raw": f"{captions[i]} a blue square", "sentid": i, "imgid": i, "tokens": []}],
+            }
+            for i, picture in enumerate(pictures[:3])
+        ]
+        if source == "flickr30k":
+            records = [{key: value for key, value in record.items() if key != "filepath"} for record in records]
+        (root / source / f"dataset_{source}.json").write_text(json.dumps({"images": records, "dataset": source}))
 
 
 def configuration(root: Path, suite: str):
@@ -114,14 +143,26 @@ def configuration(root: Path, suite: str):
         f"paths.openi={root / 'openi'}",
         *(f"suite.{name}.data.num_workers=0" for name in sorted(SUITES[suite])),
     ]
-    more = {"real": [*on_scenes, f"paths.nlvr={root / 'nlvr'}"], "compositional": elsewhere, "full": []}.get(
-        suite, films
-    )
+    aro = [
+        *(f"paths.{name}={root / name}" for name in ("aro", "coco", "flickr30k")),
+        *(f"suite.{name}.data.captions_root={easy / 'coco'}" for name in ("relation", "attribution")),
+        *(
+            f"suite.{name}.data.kinds=[shuffle_within_trigrams,shuffle_trigrams]"
+            for name in ("order_coco", "order_flickr30k")
+        ),
+        *(f"suite.{name}.data.num_workers=0" for name in SUITES["aro"]),
+    ]
+    more = {
+        "real": [*on_scenes, f"paths.nlvr={root / 'nlvr'}"],
+        "compositional": elsewhere,
+        "aro": aro,
+        "full": [],
+    }.get(suite, films)
     places = [f"paths.root={root}", *(f"paths.{name}={root / name}" for name in ("sugarcrepe", "winoground"))]
     return compose(["experiment=smoke", f"suite={suite}", *places, *more], "pipeline")
 
 
-@pytest.mark.parametrize("suite", ["full", "real", "compositional", "medical", "openi", "medical_real"])
+@pytest.mark.parametrize("suite", ["full", "real", "compositional", "aro", "medical", "openi", "medical_real"])
 def test_chance_everywhere(root, suite):
     cfg = configuration(root, suite)
     assert set(cfg.suite) == SUITES[suite]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crossvit.metrics import (
+    Decision,
     auroc,
     best_threshold,
     estimate_statistic,
@@ -117,3 +118,9 @@ def test_misuse_is_named():
             function(torch.zeros(3), torch.zeros(2))
     with pytest.raises(ValueError, match="scores and labels"):
         best_threshold(torch.zeros(0), torch.zeros(0))
+
+
+def test_a_decision():
+    decision = Decision(threshold=0.3, scale=2.0, offset=-1.0)
+    assert decision.accepts(torch.tensor([0.2, 0.3, 0.4])).tolist() == [False, False, True]
+    assert decision.probability(torch.tensor([0.5, 2.0])).tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-3))])

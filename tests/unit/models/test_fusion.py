@@ -38,6 +38,18 @@ def test_shapes_and_gradients(fusion_kind, make_fusion):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in fusion.parameters())
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_the_pooled_pair_alone_is_the_same_with_its_gradients(fusion_kind, make_fusion, norm_first):
+    fusion = make_fusion(fusion_kind, **arguments(fusion_kind, norm_first))
+    inputs, weights = streams(), torch.randn(2, 32)
+    out, alone = fusion(*inputs), fusion(*inputs, pooled_only=True)
+    assert torch.allclose(out.pooled, alone.pooled, atol=1e-5)
+    assert alone.visual.shape == alone.text.shape == (2, 1, 16)
+    wanted, found = (torch.autograd.grad((weights * x.pooled).sum(), list(fusion.parameters())) for x in (out, alone))
+    for a, b in zip(wanted, found, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "kind, image_reads, text_reads",
     [

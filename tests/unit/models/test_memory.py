@@ -75,6 +75,15 @@ def test_a_remembered_backbone_gives_what_it_would_compute():
     assert not [name for name in encoder.state_dict() if "memory" in name]
 
 
+def test_passing_pictures_are_not_kept():
+    encoder = PatchEncoder(TimmBackbone("test_resnet"), 8, (2, 2), freeze_at=5, remember=3)
+    image = torch.randn(2, 3, 64, 64)
+    passing = encoder(image, passing=True).patches
+    assert len(encoder._memory) == 0
+    assert torch.allclose(passing, encoder(image).patches, atol=1e-6)
+    assert len(encoder._memory) == 2
+
+
 def test_pixels_that_need_a_gradient_get_it():
     encoder = PatchEncoder(TimmBackbone("test_resnet"), 8, (2, 2), freeze_at=5, remember=3)
     image = torch.randn(2, 3, 64, 64)

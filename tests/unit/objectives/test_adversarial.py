@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from crossvit.models.patch_encoder import PatchEncoder
-from crossvit.objectives.adversarial import ATTACKED, AdversarialLoss, KnownGradient
+from crossvit.objectives.adversarial import ATTACKED, AdversarialLoss
 from crossvit.objectives.answers import Answers, answers
 from crossvit.objectives.attack import PROBE, Attack, Ball
 from crossvit.objectives.imitation import divergence
+from crossvit.objectives.known_gradient import KnownGradient
 from crossvit.objectives.matching import MatchingLoss, draw_negatives, match
 from crossvit.objectives.term import Perturbation
 from crossvit.tasks.pair_state import pair_state
@@ -91,15 +92,15 @@ class TestAgainstNaiveComputation:
 
     @pytest.mark.parametrize("steps", [1, 2, 3])
     def test_pgd_trains_on_the_last_point(self, steps):
-        self.check(AdversarialLoss(step_size=0.05, steps=steps), only_last=True)
+        self.check(AdversarialLoss(eps=0.1, step_size=0.05, steps=steps), only_last=True)
 
     @pytest.mark.parametrize("steps", [1, 3])
     def test_freelb_trains_on_the_mean_of_all_points(self, steps):
-        self.check(AdversarialLoss(algorithm="freelb", step_size=0.05, steps=steps))
+        self.check(AdversarialLoss(algorithm="freelb", eps=0.1, step_size=0.05, steps=steps))
 
     @pytest.mark.parametrize("detach", [True, False])
     def test_villa_adds_the_symmetric_divergence(self, detach):
-        term = AdversarialLoss(algorithm="villa", step_size=0.05, steps=3, kl_weight=1.5, kl_detach=detach)
+        term = AdversarialLoss(algorithm="villa", eps=0.1, step_size=0.05, steps=3, kl_weight=1.5, kl_detach=detach)
         self.check(term, kl_weight=1.5, detach=detach)
 
     def test_villa_without_weight_is_freelb(self):
@@ -176,7 +177,10 @@ class TestHarm:
 
 class TestControls:
     def test_random_steps_have_the_length_of_gradient_steps(self):
-        found = {way: AdversarialLoss(direction=way, step_size=0.07)(state()).figures for way in ("gradient", "random")}
+        found = {
+            way: AdversarialLoss(direction=way, eps=0.1, step_size=0.07)(state()).figures
+            for way in ("gradient", "random")
+        }
         for space in SPACES:
             for figure in (f"{space}_norm", f"{space}_share"):
                 assert found["random"][figure].item() == pytest.approx(found["gradient"][figure].item(), rel=1e-5)
@@ -220,18 +224,46 @@ class TestControls:
             figures = term(state()).figures
             assert figures["patch_norm"].item() == pytest.approx(start["patch"].flatten(1).norm(dim=1).mean().item())
 
-    def test_k_steps_are_k_forward_passes(self):
-        for algorithm, steps, expected in (
-            ("pgd", 1, 2),
-            ("pgd", 3, 4),
-            ("freelb", 1, 1),
-            ("freelb", 3, 3),
-            ("vat", 2, 3),
-        ):
-            calls, found = [], state()
-            found.perturb = lambda *args, perturb=found.perturb, calls=calls: calls.append(1) or perturb(*args)
-            AdversarialLoss(algorithm=algorithm, steps=steps)(found)
-            assert len(calls) == expected, algorithm
+    @pytest.mark.parametrize(
+        "settings, expected",
+        [
+            ({"steps": 1}, 1),  # the clean pass has told the first step where to go
+            ({"steps": 3}, 3),
+            ({"steps": 1, "init": "uniform"}, 2),
+            ({"steps": 1, "direction": "random"}, 1),
+            ({"steps": 1, "spaces": ["text", "pixel"]}, 2),
+            ({"algorithm": "freelb", "steps": 1}, 1),
+            ({"algorithm": "freelb", "steps": 3}, 3),
+            ({"algorithm": "vat", "steps": 2}, 3),
+        ],
+    )
+    def test_how_many_passes_k_steps_take(self, settings, expected):
+        calls, found = [], state()
+        found.perturb = lambda *args, perturb=found.perturb: calls.append(1) or perturb(*args)
+        AdversarialLoss(**settings)(found)
+        assert len(calls) == expected
+
+    def test_the_clean_pass_tells_the_first_gradient(self):
+        for attacked in ("itm", "itc"):
+            attack = AdversarialLoss(attack=attacked).on(state())
+            told, figures = attack.clean_gradient(), attack.figures()
+            attack.watch()
+            found = attack.gradient(attack.loss()).inputs
+            assert found["text"].any() and found["patch"].any()
+            for name, grad in found.items():
+                assert torch.allclose(told[name], grad, atol=1e-6)
+                assert not told["text"][~attack.state.text_mask].any()
+            for key, value in attack.figures().items():
+                assert torch.allclose(figures[key], value, rtol=1e-3), key
+            attack.clean[0].loss().backward()  # and its graph is still there
+
+    def test_where_the_clean_pass_cannot_tell(self):
+        frozen = cross_vit()
+        frozen.patch_encoder.requires_grad_(False)
+        assert AdversarialLoss().on(state(frozen)).clean_gradient() is None
+        assert AdversarialLoss(spaces=["text"]).on(state(frozen)).clean_gradient() is not None
+        assert AdversarialLoss(spaces=["pixel"]).on(state()).clean_gradient() is None
+        assert AdversarialLoss().on(state(TestWhatStaysAsItIs.dropping())).clean_gradient() is None
 
     def test_starts_of_the_ascent(self):
         clean = MatchingLoss()(state()).loss.item()
@@ -288,7 +320,7 @@ class TestVirtual:
         model = cross_vit()
         found = {}
         for way in ("gradient", "random"):
-            term = AdversarialLoss(algorithm="vat", direction=way, steps=2)
+            term = AdversarialLoss(algorithm="vat", direction=way, eps=0.1, steps=2)
             attack = term.on(state(model))
             term.climb(attack)
             change = divergence(attack.clean[0].logits, attack.answers()[0].logits)
@@ -453,7 +485,7 @@ class TestSettings:
             ({"spaces": []}, r"spaces=\[\]: choose some of text, patch, pixel"),
             ({"spaces": ["text", "text"]}, "choose some of text, patch, pixel"),
             ({"spaces": ["text", "word"]}, "choose some of text, patch, pixel"),
-            ({"steps": 0}, "steps=0, step_size=0.1, eps=0.1: give numbers greater than 0"),
+            ({"steps": 0}, "steps=0, step_size=0.02, eps=0.02: give numbers greater than 0"),
             ({"step_size": 0.0}, "step_size=0.0"),
             ({"eps": 0.0}, "eps=0.0: give numbers greater than 0"),
             ({"algorithm": "vat", "eps": None}, "algorithm=vat needs eps"),
@@ -496,4 +528,4 @@ class TestSettings:
         attack = term.on(state())
         assert attack.ball == Ball("linf", 0.3, 0.2, False)
         assert list(attack.delta) == ["pixel"]
-        assert AdversarialLoss().on(state()).ball == Ball("l2", 0.1, 0.1, True)
+        assert AdversarialLoss().on(state()).ball == Ball("l2", 0.02, 0.02, True)

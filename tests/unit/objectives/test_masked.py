@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,7 +87,7 @@ def written(draw, kind, other, label=None):
         embed=lambda ids: ids[..., None].bfloat16(),
         mask_embedding=torch.tensor([-1.0]),
         encode_words=lambda words: read.append(words[..., 0]) or (words, None, None),
-        fuse=lambda visual, words, pooled, mask: SimpleNamespace(text=words),
+        fuse_words=lambda visual, words, pooled, mask: words,
         word_logits=word_logits,
     ), read
 
@@ -157,7 +156,7 @@ class TestTerm:
             embed=lambda ids: ids[..., None].float(),
             mask_embedding=torch.tensor([-1.0]),
             encode_words=lambda words: seen.append(words[..., 0]) or (words, None, None),
-            fuse=lambda visual, words, pooled, mask: SimpleNamespace(text=words),
+            fuse_words=lambda visual, words, pooled, mask: words,
             word_logits=lambda states: torch.zeros(len(states), 1001),
         )
         MaskedLanguageLoss(probability=0.999)(state)

@@ -164,7 +164,7 @@ class TestPairsOfAStep:
         assert match(state, True, True) is first
         assert match(state, True, False) is not first
         for name, part in first.parts.items():
-            alone = state.match_logits(state.fuse(part.visual, part.tokens, part.pooled, part.mask).pooled)
+            alone = state.match_logits(state.fuse(part.visual, part.tokens, part.pooled, part.mask))
             torch.testing.assert_close(first.logits_of(name), alone, rtol=1e-4, atol=1e-5)
 
     def test_rows_without_a_negative_are_skipped_and_counted(self):

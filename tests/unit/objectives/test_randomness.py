@@ -38,3 +38,10 @@ def test_another_state_draws_others():
         with Replay(torch.device("cpu")).again():
             draws.append(torch.rand(5))
     assert not torch.equal(*draws)
+
+
+def test_it_knows_whether_anything_was_drawn():
+    replay = Replay(torch.device("cpu"))
+    assert not replay.moved()
+    torch.rand(1)
+    assert replay.moved()

@@ -51,6 +51,7 @@ def cell(arm: str, seed: int, value: float, **changed) -> dict:
         "seed": seed,
         "settings": arm,
         "git_commit": "0123456789abcdef+",
+        "command": f"crossvit study study=made arm={arm} seed={seed}",
         "steps": 100,
         "seconds": 1.0,
         "flops": FLOPS[arm],
@@ -145,6 +146,25 @@ def test_verdict():
     assert verdict(None, "lower") == "not measured yet"
 
 
+def test_a_difference_against_expectation_may_be_tolerated():
+    difference = grid().difference("late", "base", "vlr")._replace(low=-0.015, high=0.003)
+    asked = [(word, margin) for word in ("higher", "lower") for margin in (0, 0.01, 0.02)]
+    found = [verdict(difference, word, margin) for word, margin in asked]
+    assert found == ["undecided", "undecided", "supported", "undecided", "supported", "supported"]
+    assert verdict(difference._replace(high=-0.012), "higher", 0.013) == "undecided"
+    assert verdict(difference._replace(high=-0.012), "higher", 0.01) == "refuted"
+    evidence = {"arm": "late", "expected": "higher", "than": "base", "metric": "vlr", "margin": 0.02}
+    plan = replace(PLAN, claims={"R1": {"says": "", "evidence": [evidence]}})
+    assert "| late no more than 2.0 lower than base in VLR true/false |" in claims(grid(plan=plan))
+
+
+def test_cells_with_further_overrides_are_named():
+    cells = dict(grid().cells)
+    cells["late", 1] = cell("late", 1, 0.7, command="crossvit study arm=late seed=1 study=made optimizer.lr=1e-3")
+    assert "**Run with further overrides:** late-seed1: optimizer.lr=1e-3." in to_markdown(Grid(PLAN, cells))
+    assert "further overrides" not in to_markdown(grid())
+
+
 def test_speed_is_the_median_seed_and_says_who_never_got_there():
     curves = {0: [[10, 0.9]], 1: [[10, 0.1], [30, 0.8]], 2: [[10, 0.2]]}
     cells = {("base", s): cell("base", s, 0.5, validation=curve) for s, curve in curves.items()}
@@ -211,6 +231,15 @@ def test_a_cell_that_no_report_would_show():
         ({"longer": ["thrice"]}, "study.longer: 'thrice'"),
         ({"families": {"fusion": ["mergde"]}}, "study.families.fusion: 'mergde'"),
         ({"families": {"a": ["late"], "b": ["late"]}}, "'late' stands in two"),
+        ({"arms": [*PLAN.arms, "mergde"]}, "study.arms: there is no arm 'mergde'"),
+        (
+            {"claims": {"R1": {"says": "", "evidence": [PLAN.claims["R1"]["evidence"][0] | {"than": "baes"}]}}},
+            "study.claims.R1: there is no arm 'baes'",
+        ),
+        (
+            {"claims": {"R1": {"says": "", "evidence": [PLAN.claims["R1"]["evidence"][0] | {"margin": -1}]}}},
+            "margin -1",
+        ),
         ({"metrics": {}}, "study.metrics"),
         (
             {"claims": {"R1": {"says": "", "evidence": [PLAN.claims["R2"]["evidence"][0] | {"metric": "vrl"}]}}},
@@ -223,6 +252,6 @@ def test_a_cell_that_no_report_would_show():
     ],
 )
 def test_a_plan_that_makes_no_sense(changed, message):
-    PLAN.check()
+    PLAN.check(PLAN.arms)
     with pytest.raises(UserError, match=message):
-        replace(PLAN, **changed).check()
+        replace(PLAN, **changed).check([*PLAN.arms, "there"])

@@ -210,6 +210,12 @@ class TestEvaluate:
         decision = json.loads((stages["vlr"].path / "evaluations" / "decision-calibration.json").read_text())
         assert set(decision["scores"]) == {"dual", "fused"} and decision["fitted_on"] == "dev"
         assert set(decision["data"]["splits"]) == {"dev", "test"}
+        fitted = crossvit.load_decision(stages["vlr"].path, "dual")
+        assert fitted._asdict() == decision["scores"]["dual"]
+        with pytest.raises(UserError, match="no decision for score 'cosine'"):
+            crossvit.load_decision(stages["vlr"].path, "cosine")
+        with pytest.raises(UserError, match="decision-mine.json is not there: crossvit evaluate run="):
+            crossvit.load_decision(stages["vlr"].path, task="mine")
         monkeypatch.setattr(evaluating, "load_subject", lambda *_: pytest.fail("measured again"))
         assert evaluating.evaluate_stages([stages["vlr"]], cfg.suite, cfg.paths) == cells
 

@@ -56,6 +56,7 @@ def test_is_16_hex_digits_and_stable(base):
         ["fusion.dropout=0.1"],
         ["text_encoder.pooling=mean"],
         ["tokenizer.context_length=16"],
+        ["tokenizer.truncation_side=left"],
         ["data.batch_size=32"],
         ["data.flip=true"],
         ["data=scenes_coco"],
@@ -169,3 +170,24 @@ def test_a_new_code_version_trains_again(base, monkeypatch):
 def test_no_place_on_this_machine_is_part_of_it(tmp_path):
     cfg = chain_configs([f"paths.root={tmp_path}"])[-1].cfg
     assert str(tmp_path) not in json.dumps(what_matters(cfg))
+
+
+def test_a_key_that_came_later_changes_nothing_at_rest():
+    """What was stored before the key was there keeps its name."""
+    cfg = copy.deepcopy(composed("stage=coco"))
+    before = fingerprint(cfg, None, MANIFEST)
+    OmegaConf.set_readonly(cfg, False)
+    OmegaConf.set_struct(cfg, False)
+    assert cfg.data.captions == "one" and cfg.tokenizer.truncation_side == "right"
+    del cfg.data["captions"], cfg.tokenizer["truncation_side"]
+    assert fingerprint(cfg, None, MANIFEST) == before
+    cfg.data.captions = "every"
+    assert fingerprint(cfg, None, MANIFEST) != before
+
+
+def test_sources_of_a_mixture():
+    base = mark("data=scenes_mixture", stage="vlr")
+    for place in ("data.sources.coco.data.root=elsewhere", "data.sources.vsr.data.num_workers=7"):
+        assert mark("data=scenes_mixture", place) == base
+    for change in ("data.sources.coco.weight=2", "data.sources.coco.data.flip=true", "data.samples=50"):
+        assert mark("data=scenes_mixture", change) != base

@@ -69,11 +69,13 @@ class TestFeatures:
     def test_heads_and_words(self, model):
         state = pair_state(model, BATCH)
         features = model.text_features(BATCH.tokens, BATCH.token_mask)
-        fused = state.fuse(state.visual, state.text, state.text_pooled, state.text_mask)
-        close(fused.pooled, model.fuse(state.visual, features).pooled)
-        close(state.match_logits(fused.pooled), model.itm(fused.pooled))
-        close(state.relation_logits(fused.pooled), model.relation(fused.pooled))
-        close(state.word_logits(fused.text), model.masked_word_logits(fused.text))
+        text = (state.text, state.text_pooled, state.text_mask)
+        pooled, words = state.fuse(state.visual, *text), state.fuse_words(state.visual, *text)
+        close(pooled, model.fuse(state.visual, features).pooled)
+        close(words, model.fuse(state.visual, features).text)
+        close(state.match_logits(pooled), model.itm(pooled))
+        close(state.relation_logits(pooled), model.relation(pooled))
+        close(state.word_logits(words), model.masked_word_logits(words))
         assert state.vocab_size == WORDS
         assert state.mask_embedding is model.mlm.mask_embedding
         changed = torch.randn(4, BATCH.tokens.shape[1], 12)
@@ -176,7 +178,7 @@ class TestTeacher:
         assert not state.teacher.visual.requires_grad
         assert state.teacher.shared is state.shared
         fused = state.fuse(state.visual, state.text, state.text_pooled, state.text_mask)
-        assert not torch.allclose(state.teacher.match_logits(fused.pooled), state.match_logits(fused.pooled), atol=1e-4)
+        assert not torch.allclose(state.teacher.match_logits(fused), state.match_logits(fused), atol=1e-4)
 
     def test_of_a_perturbed_state_it_sees_the_clean_inputs(self, model):
         state = pair_state(model, BATCH, uniform(), cross_vit(seed=1).eval())

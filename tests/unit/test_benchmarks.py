@@ -1,6 +1,8 @@
 """The scripts of benchmarks/ run, on sizes that take no time."""
 
+import argparse
 import importlib.util
+import time
 
 import pytest
 import torch
@@ -40,3 +42,14 @@ def test_startup():
     script = load("startup")
     assert not script.imports_torch(["train", "--help"])
     assert script.timed([*script.CROSSVIT, "--help"], ROOT)["cpu_seconds"] > 0
+
+
+@pytest.mark.parametrize("reader", ["coco", "karpathy", "caption_list", "table", "caption_folder"])
+def test_coco_scale(reader, tmp_path, monkeypatch):
+    script = load("coco_scale")
+    script.write(reader, tmp_path / "data", images=40, captions=2)
+    monkeypatch.setenv("CROSSVIT_STARTED", repr(time.time()))
+    given = argparse.Namespace(reader=reader, workers=1, batches=2, batch_size=16)
+    found = script.measure(tmp_path / "data", given)
+    assert found["seconds_from_start_to_first_batch"] >= found["seconds_of_reading"] >= 0 and found["batches"] == 2
+    assert all(len(workers) == 1 and workers[0]["rss"] > 0 for workers in found["worker_mib_at_batch"].values())

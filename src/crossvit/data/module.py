@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
+from crossvit.data.annotations import release_free_memory
 from crossvit.data.bad_samples import BadRecord, BadSamples
 from crossvit.data.batches import ImageBatch, PairBatch
 from crossvit.data.datasets import Loaded
@@ -206,6 +207,7 @@ class CrossViTDataModule(LightningDataModule):
             if not any(self.root.iterdir()):
                 raise self._absent(f"data.root={self.root} is empty.")
             index = self._read_split(split)
+            release_free_memory()
             if index.counts["samples"] == 0:
                 raise self._layout_error(f"Split '{split}' of {self.root} holds no usable sample.", index.defects)
             self._indices[split] = index

@@ -49,7 +49,7 @@ def decode_image(path: str | PathLike[str], min_side: int | None = None) -> Tens
     Raises:
         BadSample: the file is missing, empty, truncated, not a picture or larger than `MAX_PIXELS`.
     """
-    return decode_bytes(_read(str(path)), str(path), min_side)
+    return decode_bytes(read_picture(str(path)), str(path), min_side)
 
 
 def decode_bytes(data: bytes, path: str, min_side: int | None = None) -> Tensor:
@@ -94,7 +94,8 @@ def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     return partial(decode_jpeg, mode=ImageReadMode.RGB, apply_exif_orientation=True)
 
 
-def _read(path: str) -> bytes:
+def read_picture(path: str) -> bytes:
+    """The content of a file. Raises BadSample where it is missing, empty or cannot be read."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:

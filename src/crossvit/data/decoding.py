@@ -83,6 +83,13 @@ def rgb_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
+def encode_png(image: Tensor) -> bytes:
+    """A uint8 tensor (3, H, W) as the content of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
 @cache
 def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     """torchvision's decoder; None where it has none any more (0.29 announces that it will go)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossvit.data.bad_samples import BadRecord
-from crossvit.data.decoding import BadSample, decode_image, read_picture
+from crossvit.data.decoding import BadSample, decode_image, encode_png, read_picture
 from crossvit.data.packed import PackedStrings
 from crossvit.errors import UserError
 
@@ -116,6 +116,10 @@ class CroppedPictures(Pictures):
     def __init__(self, names: Sequence[str], roots: Sequence[Path], boxes: np.ndarray) -> None:
         super().__init__(names, roots)
         self.boxes = boxes
+
+    def encoded(self, position: int) -> bytes:
+        """The part that is meant, as PNG."""
+        return encode_png(self._decode(position))
 
     def _decode(self, position: int, min_side: int | None = None) -> Tensor:
         """At full size whatever `min_side` says: the box counts in pixels of the file."""

@@ -7,48 +7,29 @@ process maps into memory, so a sample costs some bytes of a shared page and no P
 import hashlib
 import json
 import os
-import re
-import tarfile
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from crossvit.data.bad_samples import BadRecord
+from crossvit.data.tars import (
+    MAX_PICTURE_BYTES,
+    MAX_TEXT_BYTES,
+    PICTURES,
+    Damage,
+    Member,
+    read_content,
+    read_members,
+    split_name,
+)
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-MAX_PICTURE_BYTES = 128 * 2**20
-"""A larger picture file is refused; `decoding.MAX_PIXELS` caps what it may grow to."""
-MAX_TEXT_BYTES = 4 * 2**20
 SUFFIX = ".idx"
 
 _MAGIC = b"crossvit shard index 1\n"
-_BLOCK = tarfile.BLOCKSIZE
-_NAME = re.compile(
-    r"((?:.*/)?[^./][^./]*)\.([^/]+)"
-)  # key and extension, cut at the first full stop of the file's name
-_LONG_NAME, _PAX = (tarfile.GNUTYPE_LONGNAME,), (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
-
-
-class Member(NamedTuple):
-    """A file inside a tar: where its content begins, and its length in bytes."""
-
-    name: str
-    offset: int
-    size: int
-
-
-class Damage(NamedTuple):
-    """What cannot be used: a name or place inside the tar, the reason, and how many bytes of the tar are lost by it."""
-
-    where: str
-    reason: str
-    lost: int = 0
 
 
 class ShardIndex:
@@ -84,7 +65,7 @@ class ShardIndex:
 
     @property
     def sha256(self) -> str:
-        """Hash of the names and sizes of the pictures, of the captions and of the labels."""
+        """Hash of all that the arrays hold."""
         return self.header["sha256"]
 
     @cached_property
@@ -113,6 +94,11 @@ class ShardIndex:
         return self._array("labels")
 
     @cached_property
+    def image_ids(self) -> np.ndarray:
+        """int64 (n,): the `image_id` that a json gives, -1 for none."""
+        return self._array("image_ids")
+
+    @cached_property
     def caption_starts(self) -> np.ndarray:
         """int64 (n + 1,): picture i has the captions from `caption_starts[i]` to `caption_starts[i + 1]`."""
         return self._array("caption_starts")
@@ -124,6 +110,10 @@ class ShardIndex:
     def caption(self, position: int) -> str:
         """One of the c captions."""
         return self._text("captions", position)
+
+    def relation(self, position: int) -> str:
+        """The kind of relation that the json of a picture gives, "" for none."""
+        return self._text("relations", position)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tar": self.tar, "file": self.file}  # the arrays are mapped anew in another process
@@ -192,12 +182,6 @@ def index_places(tar: Path, folder: Path | None) -> list[Path]:
     return [folder / marked] if folder is not None else [tar.with_name(tar.name + SUFFIX), other / marked]
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """Key and extension (lower case) of a member, as webdataset cuts them: "train/007.seg.png" -> "train/007", "seg.png"."""
-    found = _NAME.fullmatch(name)
-    return (found[1], found[2].lower()) if found else None
-
-
 # reading a tar -------------------------------------------------------------------------------------------------------
 
 
@@ -222,8 +206,8 @@ def _scan(tar: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
             _read_sample(file, key, sample, columns, damages)
     arrays = columns.arrays()
     digest = hashlib.sha256()
-    for name in ("names_ends", "names_text", "sizes", "caption_starts", "captions_ends", "captions_text", "labels"):
-        digest.update(arrays[name].tobytes())
+    for array in arrays.values():
+        digest.update(array.tobytes())
     places, offset = {}, 0
     for name, array in arrays.items():
         places[name] = (array.dtype.str, len(array), offset)
@@ -237,87 +221,6 @@ def _scan(tar: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
         "length": offset,
     }
     return header, list(arrays.values())
-
-
-def read_members(file: BinaryIO, damages: list[Damage]) -> Iterator[Member]:
-    """The files of a tar in order. What is damaged is noted, and reading goes on at the next header that is whole.
-
-    Names that lead outside of a folder, links and devices are refused: nothing is ever unpacked, but such a tar was not made for this.
-    """
-    end = os.fstat(file.fileno()).st_size
-    at, damaged_from, after_zeros = 0, None, False
-    long_name, size = None, None  # of an extended header, for the next one
-    while True:
-        file.seek(at)
-        block = file.read(_BLOCK)
-        if damaged_from is None and not any(block) and (block or after_zeros):
-            if not block:
-                return
-            at, after_zeros = at + len(block), True  # the end, or that of one tar before another
-            continue
-        header = _header(block) if len(block) == _BLOCK else None
-        if damaged_from is not None and (header is not None or len(block) < _BLOCK):
-            damages.append(
-                Damage(f"byte {damaged_from}", "damaged header", (at if header is not None else end) - damaged_from)
-            )
-            damaged_from = None
-        elif len(block) < _BLOCK:
-            damages.append(Damage(f"byte {at}", "the tar ends without its last blocks: it is cut off", end - at))
-        if len(block) < _BLOCK:
-            return
-        after_zeros = False
-        start = at
-        at += _BLOCK
-        if header is None:
-            damaged_from = start if damaged_from is None else damaged_from
-            continue
-        length = header.size if size is None else size
-        content = Member(long_name or header.name, at, length)
-        if at + length > end:
-            damages.append(Damage(content.name, f"the tar is cut off: {end - at} of {length} bytes", end - start))
-            return
-        at += -(-length // _BLOCK) * _BLOCK
-        if header.type in _LONG_NAME and length <= MAX_TEXT_BYTES:
-            long_name = _decode(_read(file, content).rstrip(b"\0"))
-            continue
-        if header.type in _PAX and length <= MAX_TEXT_BYTES:
-            long_name, size = _pax(_read(file, content))
-            continue
-        long_name, size = None, None
-        if header.type == tarfile.XGLTYPE or header.isdir():
-            continue
-        if header.type not in _FILES:
-            damages.append(Damage(content.name, "not a file but a link or a device", at - start))
-        elif not _stays_inside(content.name):
-            damages.append(Damage(content.name, "its name leads outside", at - start))
-        else:
-            yield content._replace(name=content.name.removeprefix("./"))
-
-
-def _header(block: bytes) -> tarfile.TarInfo | None:
-    try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return None
-    return header if header.size >= 0 and header.name else None
-
-
-def _pax(records: bytes) -> tuple[str | None, int | None]:
-    """Name and size in an extended header, lines of b"<length> <key>=<value>\\n"."""
-    found = {}
-    while records:
-        length, _, rest = records.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(records):
-            break
-        key, _, value = rest[: int(length) - len(length) - 1].rstrip(b"\n").partition(b"=")
-        found[key] = value
-        records = records[int(length) :]
-    size = found.get(b"size", b"")
-    return _decode(found[b"path"]) if b"path" in found else None, int(size) if size.isdigit() else None
-
-
-def _stays_inside(name: str) -> bool:
-    return not name.startswith("/") and ".." not in name.replace("\\", "/").split("/") and "\0" not in name
 
 
 def _sort_in(member: Member, samples: dict[str, _Sample], damages: list[Damage]) -> None:
@@ -345,22 +248,18 @@ class _Columns:
     """The arrays of an index while they grow."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[int, int, int, int]] = []  # offset, size, label, end of its captions
+        self.rows: list[tuple[int, ...]] = []  # offset, size, label, image id, end of the captions
         self.names = _Texts()
+        self.relations = _Texts()
         self.captions = _Texts()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4)
-        return {
-            "offsets": rows[:, 0].copy(),
-            "sizes": rows[:, 1].copy(),
-            "labels": rows[:, 2].copy(),
-            "caption_starts": np.concatenate([[0], rows[:, 3]]).astype(np.int64),
-            "names_ends": np.array(self.names.ends, dtype=np.int64),
-            "names_text": np.frombuffer(bytes(self.names.text), np.uint8),
-            "captions_ends": np.array(self.captions.ends, dtype=np.int64),
-            "captions_text": np.frombuffer(bytes(self.captions.text), np.uint8),
-        }
+        rows = np.array(self.rows, dtype=np.int64).reshape(-1, 5).T
+        numbers = dict(zip(("offsets", "sizes", "labels", "image_ids"), (row.copy() for row in rows), strict=False))
+        texts = {"names": self.names, "captions": self.captions, "relations": self.relations}
+        ends = {f"{name}_ends": np.array(column.ends, dtype=np.int64) for name, column in texts.items()}
+        flat = {f"{name}_text": np.frombuffer(bytes(column.text), np.uint8) for name, column in texts.items()}
+        return {**numbers, "caption_starts": np.concatenate([[0], rows[4]]).astype(np.int64), **ends, **flat}
 
 
 class _Texts:
@@ -381,35 +280,34 @@ def _read_sample(file: BinaryIO, key: str, sample: _Sample, columns: _Columns, d
     record: dict[str, Any] = {}
     if "json" in sample.texts:
         try:
-            record = json.loads(_read(file, sample.texts["json"]))
+            record = json.loads(read_content(file, sample.texts["json"]))
             if not isinstance(record, dict):
                 raise ValueError
-        except ValueError:  # not UTF-8 is one as well
+        except (ValueError, RecursionError):  # not UTF-8 is a ValueError as well
             record = {}
             damages.append(Damage(sample.texts["json"].name, "not a json object"))
     captions = record.get("caption")
     captions = [captions] if isinstance(captions, str) else captions if isinstance(captions, list) else []
     captions = [text for text in captions if isinstance(text, str) and text.strip()]
     if not captions and "txt" in sample.texts:
-        text = _read(file, sample.texts["txt"]).decode("utf-8", "replace").strip()
+        text = read_content(file, sample.texts["txt"]).decode("utf-8", "replace").strip()
         captions = [text] if text else []
-    label = _read(file, sample.texts["cls"]).strip() if "cls" in sample.texts else record.get("label")
-    try:
-        label = -1 if label is None or isinstance(label, bool) or not 0 <= int(label) < 2**31 else int(label)
-    except (ValueError, TypeError):
-        label = -1
+    label = _number(read_content(file, sample.texts["cls"]).strip() if "cls" in sample.texts else record.get("label"))
     for caption in captions:
         columns.captions.add(caption.encode("utf-8", "replace").decode())  # json may spell halves of characters
     columns.names.add(sample.picture.name)
-    columns.rows.append((sample.picture.offset, sample.picture.size, label, len(columns.captions.ends)))
+    relation = record.get("relation")
+    columns.relations.add(relation.encode("utf-8", "replace").decode() if isinstance(relation, str) else "")
+    image_id = _number(record.get("image_id"))
+    columns.rows.append((sample.picture.offset, sample.picture.size, label, image_id, len(columns.captions.ends)))
 
 
-def _read(file: BinaryIO, member: Member) -> bytes:
-    return os.pread(file.fileno(), member.size, member.offset)
-
-
-def _decode(text: bytes) -> str:
-    return text.decode("utf-8", "surrogateescape")
+def _number(value: Any) -> int:
+    """A number from 0 below 2^63, or -1."""
+    try:
+        return int(value) if not isinstance(value, bool | float) and 0 <= int(value) < 2**63 else -1
+    except (ValueError, TypeError):
+        return -1
 
 
 # writing the index ---------------------------------------------------------------------------------------------------

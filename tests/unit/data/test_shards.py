@@ -14,8 +14,9 @@ from PIL import Image
 from crossvit.data import shard_index
 from crossvit.data.annotations import text_id
 from crossvit.data.decoding import decode_image
-from crossvit.data.shard_index import ShardIndex, index_of, split_name
+from crossvit.data.shard_index import ShardIndex, index_of
 from crossvit.data.shards import ShardsDataModule, expand_braces
+from crossvit.data.tars import split_name
 from crossvit.errors import UserError
 from tests.unit.data.conftest import save_picture
 

@@ -28,6 +28,7 @@ from crossvit.errors import UserError
 
 MANIFEST = "manifest.json"
 _UNFINISHED = ".packing"  # folder of what a finished pack does not have
+_PLAN = "plan.json"
 _KINDS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"))
 
 
@@ -152,9 +153,10 @@ class Pack:
         Raises:
             UserError: too many pictures cannot be read (`data.max_bad_fraction`), or the disk is full.
         """
-        manifest = self._started()
+        manifest = self._existing()
         if manifest is not None and self._is_whole(manifest):
             return manifest
+        self._begin()
         jobs, total, done = self.jobs(), sum(map(len, self.packings.values())), 0
         shards: dict[str, Shard] = {}
         try:
@@ -171,11 +173,10 @@ class Pack:
         shutil.rmtree(self.out / _UNFINISHED)
         return manifest
 
-    def _started(self) -> dict[str, Any] | None:
-        """The manifest of the folder, whose plan must be this one, if there is one."""
-        plan_file = self.out / _UNFINISHED / "plan.json"
+    def _existing(self) -> dict[str, Any] | None:
+        """The manifest of the folder, if there is one. Raises UserError where the folder holds anything else than this pack."""
         manifest = self.manifest
-        found = manifest or _read_json(plan_file)
+        found = manifest or _read_json(self.out / _UNFINISHED / _PLAN)
         if found is None and self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"out={self.out} is not empty: give a new folder.")
         different = [] if found is None else [key for key, value in self.plan.items() if found.get(key) != value]
@@ -184,26 +185,26 @@ class Pack:
                 f"out={self.out} holds shards of other data or settings ({', '.join(different)}): give a new folder, "
                 "or remove that one."
             )
+        return manifest
+
+    def _begin(self) -> None:
+        unfinished = self.out / _UNFINISHED
         try:
-            plan_file.parent.mkdir(parents=True, exist_ok=True)
-            _write_json(plan_file, self.plan)
-            for file in plan_file.parent.glob("*.part"):  # of a process that was killed
+            unfinished.mkdir(parents=True, exist_ok=True)
+            _write_json(unfinished / _PLAN, self.plan)
+            for file in unfinished.glob("*.part"):  # of a process that was killed
                 file.unlink()
             if self.data.bad_samples_dir is None:
                 (self.out / self.data.bad_samples.FILE_NAME).unlink(missing_ok=True)
                 self.data.bad_samples_dir = self.out
         except OSError as error:
             raise UserError(f"out={self.out}: {error.strerror}.") from None
-        return manifest
 
     def _is_whole(self, manifest: dict[str, Any]) -> bool:
-        """Whether every tar of a manifest is there; what is left of unfinished work goes."""
+        """Whether every tar of a manifest is there."""
         shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
         paths = [(self.out / shard["name"], shard["bytes"]) for shard in shards]
-        whole = all(path.is_file() and path.stat().st_size == size for path, size in paths)
-        if whole:
-            shutil.rmtree(self.out / _UNFINISHED)
-        return whole
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
     def _results(self, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Shard]]:
         """What was written before, and then what is written now."""

@@ -19,6 +19,7 @@ from crossvit.data.shards import ShardsDataModule, expand_braces
 from crossvit.data.tars import split_name
 from crossvit.errors import UserError
 from tests.unit.data.conftest import save_picture
+from tests.unit.data.test_module import as_rank, fit, keep_all
 
 
 def png(number: int, side: int = 12) -> bytes:
@@ -291,6 +292,34 @@ def test_an_epoch_holds_every_sample_once_at_any_number_of_workers(root, tokeniz
         plain.sampler.set_epoch(epoch)
         assert all(torch.equal(a.image, b.image) for a, b in zip(batches, plain, strict=True))
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(11)) and orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_in_mid_epoch_repeats_and_loses_nothing(root, tokenizer, tmp_path, workers):
+    def build(root, **options):
+        return make(root, tokenizer, val_split=None, test_split=None, **options)
+
+    arguments = {"batch_size": 2, "make": build}
+    whole = fit(root, tmp_path, callbacks=[keep_all(tmp_path / "c", every_n_train_steps=1)], **arguments)
+    epochs = [[i for row in whole if row[0] == epoch for i in row[2]] for epoch in range(3)]
+    assert all(len(seen) == len(set(seen)) == 10 for seen in epochs)
+    for step in (3, 5, 8):
+        resumed = fit(root, tmp_path, resume=str(tmp_path / f"c/{step}.ckpt"), workers=workers, **arguments)
+        assert resumed == whole[step:]
+
+
+def test_two_ranks_share_the_order_of_one_and_resume(root, tokenizer):
+    def rows(rank, world_size, start):
+        loader = as_rank(make(root, tokenizer), rank, world_size).train_dataloader()
+        loader.sampler.seek(1, start)
+        return [(batch.index.tolist(), int(batch.image.sum())) for batch in loader]
+
+    alone = rows(0, 1, 0)
+    first, second = rows(0, 2, 0), rows(1, 2, 0)
+    assert len(alone) == 2
+    for one, a, b in zip(alone, first, second, strict=True):
+        assert (a[0], b[0], a[1] + b[1]) == (one[0][0::2], one[0][1::2], one[1])
+    assert (rows(0, 2, 1), rows(1, 2, 1), rows(0, 1, 1)) == (first[1:], second[1:], alone[1:])
 
 
 def test_manifest_follows_the_content_and_not_the_place(root, tokenizer, tmp_path):

@@ -148,6 +148,7 @@ class TestErrors:
             (["train", "+fusion.widht=3"], "Did you mean 'width'?"),
             (["train", "-cn", "trian"], "no primary config 'trian'"),
             (["train", "--run", "-m"], "Only one of"),
+            (["train", "run_name=a-{0..3}"], "braces need quotes of their own: \"run_name='a-{0..3}'\""),
             (["data"], "usage: crossvit data make scenes"),
             (["data", "mkae", "scenes"], "usage: crossvit data make scenes"),
         ],

@@ -27,14 +27,14 @@ class ClassShardsDataModule(ImageNetDataModule):
     LAYOUT = """\
   <root>/{train,val}-*.tar    (data.shards: a pattern with {split}, {0000..0575} or *, or one for each split)
   in a tar: <key>.jpg (or jpeg, png, webp) with <key>.cls (a number from 0) or <key>.json ("label")
-  <root>/LOC_synset_mapping.txt    (the class of each number, a line "n01440764 tench, Tinca tinca"; optional)"""
-    DOWNLOAD = """\
-  `crossvit data pack data=imagenet` writes ImageNet so."""
+  <root>/LOC_synset_mapping.txt    (the class of each number, a line "n01440764 tench, Tinca tinca"; optional)
+  `crossvit data pack data=imagenet` writes such."""
+    DOWNLOAD = ""
 
     def __init__(
         self,
         *,
-        shards: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+        shards: str | Sequence[str] | Mapping[str, str | Sequence[str]] = "{split}-*.tar",
         index_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> None:

@@ -238,12 +238,12 @@ class ShardsDataModule(CaptionDataModule):
     DOWNLOAD = """\
   https://huggingface.co/datasets/pixparse/cc3m-wds (cc3m-train-{0000..0575}.tar) and cc12m-wds (cc12m-train-{0000..2175}.tar);
   or a list of addresses through https://github.com/rom1504/img2dataset with output_format=webdataset.
-  `crossvit data pack` writes another dataset so. Licence: captions as the list says; each picture its own."""
+  `crossvit data pack` writes any other dataset so. Licence: captions as the list says; each picture its own."""
 
     def __init__(
         self,
         *,
-        shards: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+        shards: str | Sequence[str] | Mapping[str, str | Sequence[str]] = "{split}-*.tar",
         index_dir: str | Path | None = None,
         held_out: float = 0.0,
         **kwargs: Any,

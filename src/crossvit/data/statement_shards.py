@@ -29,14 +29,13 @@ class StatementShardsDataModule(StatementDataModule):
 
     LAYOUT = """\
   <root>/{train,dev,test}-*.tar    (data.shards: a pattern with {split}, {0000..0575} or *, or one for each split)
-  in a tar: <key>.jpg (or jpeg, png, webp) with <key>.json ("caption", "label"; "relation" and "image_id" where they are known)"""
-    DOWNLOAD = """\
-  `crossvit data pack data=vsr` writes VSR so."""
+  in a tar: <key>.jpg (or jpeg, png, webp) with <key>.json ("caption", "label"; "relation" and "image_id" where they are known)
+  `crossvit data pack data=vsr` writes such."""
 
     def __init__(
         self,
         *,
-        shards: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+        shards: str | Sequence[str] | Mapping[str, str | Sequence[str]] = "{split}-*.tar",
         index_dir: str | Path | None = None,
         num_relations: int = 2,
         **kwargs: Any,

@@ -13,9 +13,10 @@ COMMANDS = {
     "evaluate": "test trained weights and print the result table",
     "study": "compare arms of a recipe over seeds; started twice, two processes share the cells",
     "report": "tables, plots and claims of a study, from the cells that are there",
-    "data": "make the embedded corpus: crossvit data make scenes",
+    "data": "make the embedded corpus, or write a dataset into shards: crossvit data make scenes, crossvit data pack",
 }
-DATA_USAGE = "crossvit data make scenes [overrides], e.g. crossvit data make scenes scenes.preset=easy"
+PACK = "write a dataset into tar shards, in webdataset form; the same command goes on where it was cut off"
+DATA_USAGE = "crossvit data make scenes [overrides] or crossvit data pack data=NAME data.root=DIR out=DIR [overrides]"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,21 +56,27 @@ def _dispatch(arguments: list[str]) -> int:
         from crossvit.config.explain import suggest
 
         raise UserError(f"no command {command!r}.{suggest(command, COMMANDS)}")
+    packing = command == "data" and rest[:1] == ["pack"]
     if "-h" in rest or "--help" in rest:
-        print(command_page(command, COMMANDS[command]))
+        print(command_page("pack", PACK) if packing else command_page(command, COMMANDS[command]))
         return 0
     if command == "data":
-        rest = _data_overrides(rest)
+        command, rest = data_command(rest)
     _run_hydra(command, rest)
     return 0
 
 
-def _data_overrides(rest: list[str]) -> list[str]:
-    """`make scenes` in words becomes `make=scenes`."""
+def data_command(rest: list[str]) -> tuple[str, list[str]]:
+    """Primary config and overrides of the words after `crossvit data`: `make scenes` becomes `make=scenes`, `pack` has a config of its own.
+
+    Raises UserError for other words.
+    """
+    if rest and rest[0] == "pack":
+        return "pack", rest[1:]
     if len(rest) > 1 and rest[0] == "make" and not rest[1].startswith("-") and "=" not in rest[1]:
-        return [f"make={rest[1]}", *rest[2:]]
+        return "data", [f"make={rest[1]}", *rest[2:]]
     if rest and rest[0].startswith("-"):
-        return rest  # a flag of Hydra, e.g. --cfg job
+        return "data", rest  # a flag of Hydra, e.g. --cfg job
     raise UserError(f"usage: {DATA_USAGE}")
 
 
@@ -85,7 +92,7 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     version.setbase("1.3")
     register_resolvers()
     parser = get_args_parser()
-    parser.prog = f"crossvit {command}"
+    parser.prog = "crossvit data pack" if command == "pack" else f"crossvit {command}"
     args = parser.parse_intermixed_args(arguments)
     if args.config_path is not None:
         args.config_path = str(Path(args.config_path).resolve())

@@ -39,7 +39,16 @@ DATA_KEYS = {
     "scenes.image_size=32": "side of a picture in pixels",
     "paths.scenes=DIR": "where the corpus is written",
 }
-KEYS = {"data": DATA_KEYS, "evaluate": EVALUATION_KEYS, "study": STUDY_KEYS, "report": STUDY_KEYS}
+PACK_KEYS = {
+    "data=coco": "what is written: an option of conf/data",
+    "data.root=DIR": "where it lies",
+    "out=DIR": "folder of the shards",
+    "splits=[train,val]": "these splits alone",
+    "samples_per_shard=10000": "of each tar but the last",
+    "shuffle=true": "whether training samples are written in a drawn order",
+    "workers=2": "processes that write",
+}
+KEYS = {"data": DATA_KEYS, "pack": PACK_KEYS, "evaluate": EVALUATION_KEYS, "study": STUDY_KEYS, "report": STUDY_KEYS}
 EXAMPLES = {
     "train": (
         "crossvit train                                   the whole chain on the embedded corpus",
@@ -60,7 +69,8 @@ EXAMPLES = {
         "crossvit study arm=late seed=0                   one cell",
     ),
     "report": ("crossvit report study=smoke                      what is there, complete or not",),
-    "data": ("crossvit data make scenes scenes.preset=easy",),
+    "data": ("crossvit data make scenes scenes.preset=easy", "crossvit data pack data=coco data.root=DIR out=DIR"),
+    "pack": ("crossvit data pack data=coco data.root=DIR out=DIR", "crossvit data pack data=imagenet out=DIR"),
 }
 
 
@@ -77,11 +87,12 @@ def front_page(commands: dict[str, str]) -> str:
 
 def command_page(command: str, summary: str) -> str:
     """What `crossvit <command> --help` prints."""
-    usage = "crossvit data make scenes" if command == "data" else f"crossvit {command}"
+    usage = {"data": "crossvit data make scenes", "pack": "crossvit data pack"}.get(command, f"crossvit {command}")
     lines = [f"usage: {usage} [key=value ...]", "", f"{summary[0].upper()}{summary[1:]}.", ""]
     if command != "data":
         lines += ["Choices (group=option):"]
-        for group, options in config_groups(config_directory()).items():
+        groups = config_groups(config_directory())
+        for group, options in ({"data": groups["data"]} if command == "pack" else groups).items():
             text = ", ".join(options)
             lines += textwrap.wrap(text, 116, initial_indent=f"  {group:14} ", subsequent_indent=" " * 17)
         lines += [""]

@@ -67,6 +67,7 @@ def crossvit(tmp_path, capfd):
         ["pipeline", "-h"],
         ["train", "--cfg", "job"],
         ["data", "make", "scenes", "--cfg", "job"],
+        ["data", "pack", "--cfg", "job"],
     ],
     ids=" ".join,
 )
@@ -113,8 +114,8 @@ class TestHelp:
         from crossvit.help import KEYS, TRAINING_KEYS
 
         for command, keys in {"train": TRAINING_KEYS, **KEYS}.items():
-            words = ["make", "scenes"] if command == "data" else []
-            code, _, err = crossvit(command, *words, *(key.strip("'") for key in keys), "--cfg", "job", runs=False)
+            words = {"data": ["data", "make", "scenes"], "pack": ["data", "pack"]}.get(command, [command])
+            code, _, err = crossvit(*words, *(key.strip("'") for key in keys), "--cfg", "job", runs=False)
             assert code == 0, err
 
     def test_examples_compose(self, crossvit):
@@ -147,6 +148,7 @@ class TestErrors:
             (["train", "+fusion.widht=3"], "Did you mean 'width'?"),
             (["train", "-cn", "trian"], "no primary config 'trian'"),
             (["train", "--run", "-m"], "Only one of"),
+            (["train", "run_name=a-{0..3}"], "braces need quotes of their own: \"run_name='a-{0..3}'\""),
             (["data"], "usage: crossvit data make scenes"),
             (["data", "mkae", "scenes"], "usage: crossvit data make scenes"),
         ],

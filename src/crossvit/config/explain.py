@@ -34,6 +34,9 @@ def explain(error: Exception, primary: str, overrides: list[str], config_dir: st
     if isinstance(error, OverrideParseException):
         if error.override and error.override.partition("=")[2].startswith("~"):
             return f"cannot read {error.override!r}: the shell leaves ~ as it is behind '=': write $HOME"
+        key, _, value = str(error.override).partition("=")
+        if "{" in value and value[:1] not in "'\"{[":
+            return f"cannot read {error.override!r}: braces need quotes of their own: \"{key}='{value}'\""
         reason = str(error).splitlines()[0].partition(f": {error.override}")[0]
         return (
             f"cannot read {error.override!r}: {reason}. Write key=value, and quote values with spaces, commas or '='."

@@ -118,6 +118,8 @@ def _seeds(key: str, value: Any) -> None:
 CHECKS: dict[str, Check] = {
     "seed": _integer(0, 2**32 - 1),
     "make": _choice(CORPORA),
+    "samples_per_shard": _integer(1),
+    "workers": _integer(1),
     "scenes.preset": _choice(PRESETS),
     "scenes.seed": _integer(0),
     "scenes.image_size": _integer(8),

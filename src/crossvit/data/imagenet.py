@@ -18,6 +18,9 @@ from crossvit.data.module import CrossViTDataModule
 from crossvit.data.pictures import Pictures
 from crossvit.errors import UserError
 
+CLASSES = "LOC_synset_mapping.txt"
+"""The classes' names in order of their numbers: "n01440764 tench, Tinca tinca" a line."""
+
 _EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 _KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 _NUMBER = re.compile(r"_val_0*([1-9]\d*)$")  # ILSVRC2012_val_00000001
@@ -141,7 +144,7 @@ class ImageNetDataModule(CrossViTDataModule):
         return wnids
 
     def _mapping(self) -> list[Path]:
-        path = self.root / "LOC_synset_mapping.txt"
+        path = self.root / CLASSES
         return [path] if path.is_file() else []
 
     def _names(self) -> dict[str, str]:

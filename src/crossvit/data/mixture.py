@@ -1,7 +1,7 @@
 """Several sources of pairs in one training split."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -37,18 +37,13 @@ class JoinedPictures:
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
-    @property
-    def names(self) -> list[str]:
-        """Names relative to the roots of the sources."""
-        return list(chain.from_iterable(part.names for part in self.parts))
+    def described(self) -> Iterator[str]:
+        """See Pictures."""
+        return chain.from_iterable(part.described() for part in self.parts)
 
     def missing(self) -> list[BadRecord]:
         """See Pictures."""
         return [record for part in self.parts for record in part.missing()]
-
-    def sizes(self) -> np.ndarray:
-        """See Pictures."""
-        return np.concatenate([part.sizes() for part in self.parts])
 
 
 @dataclass

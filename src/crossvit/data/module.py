@@ -193,8 +193,8 @@ class CrossViTDataModule(LightningDataModule):
                 digest.update(split.encode())
                 for file in index.files:
                     digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-                for name, size in sorted(zip(index.pictures.names, index.pictures.sizes().tolist(), strict=True)):
-                    digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+                for line in index.pictures.described():
+                    digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
             counts = {split: self.index(split).counts for split in splits}
             self._manifests[splits] = {"dataset": type(self).__name__, "splits": counts, "sha256": digest.hexdigest()}
         return self._manifests[splits]

@@ -31,6 +31,7 @@ class Draw(IntEnum):
     NEGATIVES = 3
     REPLACEMENT = 4
     EXCHANGE = 5
+    PACKING = 6
 
 
 def sample_rng(seed: int, key: SampleKey, draw: Draw) -> np.random.Generator:

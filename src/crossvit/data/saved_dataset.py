@@ -13,7 +13,7 @@ from torch import Tensor
 from crossvit.data.annotations import read_json
 from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionDataModule, CaptionIndex, caption_index
-from crossvit.data.decoding import BadSample, decode_bytes, decode_image
+from crossvit.data.decoding import BadSample, decode_bytes, read_picture
 from crossvit.data.held_out import HeldOut
 from crossvit.data.packed import PackedStrings
 from crossvit.data.pictures import Pictures
@@ -90,7 +90,8 @@ class ArrowPictures(Pictures):
                 sizes[position] = Path(path).stat().st_size
         return sizes
 
-    def _decode(self, position: int, min_side: int | None = None) -> Tensor:
+    def encoded(self, position: int) -> bytes:
+        """The content of a picture's file."""
         row = int(self.chosen[position])
         chunks = self.arrow.table[self.column].chunks
         if self._starts is None:
@@ -100,8 +101,11 @@ class ArrowPictures(Pictures):
         if not picture or not (picture["bytes"] or picture["path"]):
             raise BadSample(self.path(position), "no picture in this row")
         if picture["bytes"]:
-            return decode_bytes(picture["bytes"], self.path(position), min_side)
-        return decode_image(picture["path"], min_side)
+            return picture["bytes"]
+        return read_picture(picture["path"])
+
+    def _decode(self, position: int, min_side: int | None = None) -> Tensor:
+        return decode_bytes(self.encoded(position), self.path(position), min_side)
 
 
 class SavedDatasetDataModule(CaptionDataModule):

@@ -105,7 +105,7 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-6)
 
 
-def fit(root, directory, resume=None, workers=0, fail_at=None, callbacks=(), batch_size=4, **options):
+def fit(root, directory, resume=None, workers=0, fail_at=None, callbacks=(), batch_size=4, make=make, **options):
     model = Recorder(fail_at)
     trainer = lightning.Trainer(
         **{"max_epochs": 3} | options,

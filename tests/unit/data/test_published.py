@@ -14,7 +14,14 @@ from tests.documents import ROOT, blocks
 
 DOCUMENT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 OPTIONS = sorted(path.stem for path in (config_directory() / "data").glob("*.yaml"))
-OWN = {"table", "labelled_table", "caption_folder", "saved_dataset"}  # nobody publishes them
+OWN = {
+    "table",
+    "labelled_table",
+    "caption_folder",
+    "saved_dataset",
+    "class_shards",
+    "statement_shards",
+}  # nobody publishes them
 GENERATED = {option for option in OPTIONS if option.startswith("scenes_")} | {"mixture"}
 VARIANTS = {"nlvr_dev", "itm_flickr8k"}  # other splits or paths of a dataset that is there
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
+from crossvit.data.pack import Pack
+from crossvit.data.shards import ShardsDataModule
 
 
 class Writer(lightning.LightningModule):
@@ -35,7 +38,11 @@ class Writer(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-6)
 
 
-def fit(root, directory, devices=2, resume=None):
+def pictures(root):
+    return ImageNetDataModule(root=root, image_size=8, batch_size=4, eval_batch_size=4, max_bad_fraction=0.2)
+
+
+def fit(root, directory, devices=2, resume=None, build=pictures):
     """Returns the rows of each rank."""
     directory.mkdir()
     trainer = lightning.Trainer(
@@ -50,8 +57,7 @@ def fit(root, directory, devices=2, resume=None):
         default_root_dir=directory,
         callbacks=[ModelCheckpoint(dirpath=directory, every_n_train_steps=3, save_top_k=-1, filename="{step}")],
     )
-    data = ImageNetDataModule(root=root, image_size=8, batch_size=4, eval_batch_size=4, max_bad_fraction=0.2)
-    trainer.fit(Writer(directory), datamodule=data, ckpt_path=resume, weights_only=True)
+    trainer.fit(Writer(directory), datamodule=build(root), ckpt_path=resume, weights_only=True)
     files = [directory / f"rank{rank}.jsonl" for rank in range(devices)]
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
@@ -76,3 +82,24 @@ def test_two_processes_see_what_one_sees_and_resume(imagenet_root, tmp_path):
     assert [steps(rows) for rows in again] == [steps(first)[3:], steps(second)[3:]]
     (other,) = fit(imagenet_root, tmp_path / "other", devices=1, resume=checkpoint)
     assert steps(other) == steps(alone)[3:]
+
+
+@pytest.mark.slow
+def test_shards_under_two_processes(coco_root, tokenizer, tmp_path):
+    settings = {"image_size": 8, "batch_size": 2, "eval_batch_size": 4, "tokenizer": tokenizer, "val_split": None}
+
+    def shards(root):
+        return ShardsDataModule(root=root, shards="{split}-*.tar", num_workers=2, **settings)
+
+    root = tmp_path / "shards"
+    Pack(COCODataModule(root=coco_root, test_split=None, **settings), root, ["train"], 4, shuffle=False).run()
+    (alone,) = fit(root, tmp_path / "one", devices=1, build=shards)
+    first, second = fit(root, tmp_path / "two", build=shards)
+    for epoch in (0, 1):
+        seen = [i for rows in (first, second) for row in rows if row[1] == epoch for i in row[3]]
+        assert sorted(seen) == list(range(10))
+    for one, a, b in zip(alone, first, second, strict=True):
+        assert a[3] + b[3] == one[3] and a[4] + b[4] == pytest.approx(one[4], abs=0.05)
+    for devices, whole in ((2, [first, second]), (1, [alone])):
+        again = fit(root, tmp_path / f"again{devices}", devices, str(tmp_path / "two/step=3.ckpt"), shards)
+        assert again == [rows[3:] for rows in whole]

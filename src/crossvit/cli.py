@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crossvit.errors import UserError
+from crossvit.errors import FaultsFound, UserError
 
 COMMANDS = {
     "pipeline": "train a chain of stages, test it, and print the result table",
@@ -13,13 +13,14 @@ COMMANDS = {
     "evaluate": "test trained weights and print the result table",
     "study": "compare arms of a recipe over seeds; started twice, two processes share the cells",
     "report": "tables, plots and claims of a study, from the cells that are there",
-    "data": "make the embedded corpus: crossvit data make scenes",
+    "data": "make the embedded corpus, or check a dataset: crossvit data make scenes, crossvit data verify",
 }
-DATA_USAGE = "crossvit data make scenes [overrides], e.g. crossvit data make scenes scenes.preset=easy"
+VERIFY = "say what a dataset holds and what is wrong with it; exit code 1 where there is a fault"
+DATA_USAGE = "crossvit data make scenes [overrides] or crossvit data verify data=NAME data.root=DIR [overrides]"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns the exit code: 0, 2 for something the user can put right, 130 after Ctrl-C."""
+    """Runs a command and returns the exit code: 0, 1 for faults that a check found, 2 for what the user can put right, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -56,20 +57,26 @@ def _dispatch(arguments: list[str]) -> int:
 
         raise UserError(f"no command {command!r}.{suggest(command, COMMANDS)}")
     if "-h" in rest or "--help" in rest:
-        print(command_page(command, COMMANDS[command]))
+        verifying = command == "data" and rest[:1] == ["verify"]
+        print(command_page("verify", VERIFY) if verifying else command_page(command, COMMANDS[command]))
         return 0
     if command == "data":
-        rest = _data_overrides(rest)
+        command, rest = data_command(rest)
     _run_hydra(command, rest)
     return 0
 
 
-def _data_overrides(rest: list[str]) -> list[str]:
-    """`make scenes` in words becomes `make=scenes`."""
+def data_command(rest: list[str]) -> tuple[str, list[str]]:
+    """Primary config and overrides of the words after `crossvit data`: `make scenes` becomes `make=scenes`, `verify` has its own config.
+
+    Raises UserError for other words.
+    """
+    if rest and rest[0] == "verify":
+        return "verify", rest[1:]
     if len(rest) > 1 and rest[0] == "make" and not rest[1].startswith("-") and "=" not in rest[1]:
-        return [f"make={rest[1]}", *rest[2:]]
+        return "data", [f"make={rest[1]}", *rest[2:]]
     if rest and rest[0].startswith("-"):
-        return rest  # a flag of Hydra, e.g. --cfg job
+        return "data", rest  # a flag of Hydra, e.g. --cfg job
     raise UserError(f"usage: {DATA_USAGE}")
 
 
@@ -85,7 +92,7 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     version.setbase("1.3")
     register_resolvers()
     parser = get_args_parser()
-    parser.prog = f"crossvit {command}"
+    parser.prog = f"crossvit data {command}" if command == "verify" else f"crossvit {command}"
     args = parser.parse_intermixed_args(arguments)
     if args.config_path is not None:
         args.config_path = str(Path(args.config_path).resolve())
@@ -158,6 +165,8 @@ def _user_error_within(error: BaseException) -> UserError | None:
 def _report(error: Exception) -> None:
     if isinstance(error, UserError):
         print(f"crossvit: error: {error}", file=sys.stderr)
+    elif isinstance(error, FaultsFound):
+        print(f"crossvit: {error}", file=sys.stderr)
     else:
         import traceback
 

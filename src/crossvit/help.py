@@ -39,7 +39,22 @@ DATA_KEYS = {
     "scenes.image_size=32": "side of a picture in pixels",
     "paths.scenes=DIR": "where the corpus is written",
 }
-KEYS = {"data": DATA_KEYS, "evaluate": EVALUATION_KEYS, "study": STUDY_KEYS, "report": STUDY_KEYS}
+VERIFY_KEYS = {
+    "data=coco": "what is checked: an option of conf/data",
+    "data.root=DIR": "where it lies",
+    "splits=[train,val]": "these splits alone",
+    "decode=false": "the annotations alone, and whether the files exist",
+    "workers=2": "processes that read pictures",
+    "allow=[leaks]": "faults that are none",
+    "json=true": "the report as json",
+}
+KEYS = {
+    "data": DATA_KEYS,
+    "verify": VERIFY_KEYS,
+    "evaluate": EVALUATION_KEYS,
+    "study": STUDY_KEYS,
+    "report": STUDY_KEYS,
+}
 EXAMPLES = {
     "train": (
         "crossvit train                                   the whole chain on the embedded corpus",
@@ -60,7 +75,11 @@ EXAMPLES = {
         "crossvit study arm=late seed=0                   one cell",
     ),
     "report": ("crossvit report study=smoke                      what is there, complete or not",),
-    "data": ("crossvit data make scenes scenes.preset=easy",),
+    "data": ("crossvit data make scenes scenes.preset=easy", "crossvit data verify data=coco data.root=DIR"),
+    "verify": (
+        "crossvit data verify data=coco data.root=DIR",
+        "crossvit data verify data=imagenet data.root=DIR workers=8 json=true",
+    ),
 }
 
 
@@ -77,11 +96,12 @@ def front_page(commands: dict[str, str]) -> str:
 
 def command_page(command: str, summary: str) -> str:
     """What `crossvit <command> --help` prints."""
-    usage = "crossvit data make scenes" if command == "data" else f"crossvit {command}"
+    usage = {"data": "crossvit data make scenes", "verify": "crossvit data verify"}.get(command, f"crossvit {command}")
     lines = [f"usage: {usage} [key=value ...]", "", f"{summary[0].upper()}{summary[1:]}.", ""]
     if command != "data":
         lines += ["Choices (group=option):"]
-        for group, options in config_groups(config_directory()).items():
+        groups = config_groups(config_directory())
+        for group, options in ({"data": groups["data"]} if command == "verify" else groups).items():
             text = ", ".join(options)
             lines += textwrap.wrap(text, 116, initial_indent=f"  {group:14} ", subsequent_indent=" " * 17)
         lines += [""]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crossvit.cli import COMMANDS, _data_overrides
+from crossvit.cli import COMMANDS, data_command
 from crossvit.config import chain_configs, check_signatures, compose, validate
 from crossvit.data import scenes
 from tests.documents import DOCUMENTS, ROOT, blocks, commands, files
@@ -51,9 +51,10 @@ def test_the_documents_show_every_command():
 @pytest.mark.parametrize("shown", [s for s in SHOWN if not uses_an_added_file(shlex.split(s))])
 def test_command_composes(shown):
     command, *words = shlex.split(shown)
-    for overrides in jobs([command, *(_data_overrides(words) if command == "data" else words)]):
+    primary, words = data_command(words) if command == "data" else (command, words)
+    for overrides in jobs([primary, *words]):
         if command == "data":
-            validate(compose(overrides, command))
+            validate(compose(overrides, primary))
         else:
             for link in chain_configs(overrides, command):
                 check_signatures(link.cfg)

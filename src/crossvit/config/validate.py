@@ -104,6 +104,9 @@ def _epochs(key: str, value: Any) -> None:
 CHECKS: dict[str, Check] = {
     "seed": _integer(0, 2**32 - 1),
     "make": _choice(CORPORA),
+    "decode": _flag,
+    "json": _flag,
+    "workers": _integer(1),
     "scenes.preset": _choice(PRESETS),
     "scenes.seed": _integer(0),
     "scenes.image_size": _integer(8),

@@ -49,7 +49,7 @@ def decode_image(path: str | PathLike[str], min_side: int | None = None) -> Tens
     Raises:
         BadSample: the file is missing, empty, truncated, not a picture or larger than `MAX_PIXELS`.
     """
-    return decode_bytes(_read(str(path)), str(path), min_side)
+    return decode_bytes(read_picture(str(path)), str(path), min_side)
 
 
 def decode_bytes(data: bytes, path: str, min_side: int | None = None) -> Tensor:
@@ -83,6 +83,13 @@ def rgb_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
+def encode_png(image: Tensor) -> bytes:
+    """A uint8 tensor (3, H, W) as the content of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
 @cache
 def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     """torchvision's decoder; None where it has none any more (0.29 announces that it will go)."""
@@ -94,7 +101,8 @@ def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     return partial(decode_jpeg, mode=ImageReadMode.RGB, apply_exif_orientation=True)
 
 
-def _read(path: str) -> bytes:
+def read_picture(path: str) -> bytes:
+    """The content of a file. Raises BadSample where it is missing, empty or cannot be read."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossvit.data.bad_samples import BadRecord
-from crossvit.data.decoding import BadSample, decode_image
+from crossvit.data.decoding import BadSample, decode_image, encode_png, read_picture
 from crossvit.data.packed import PackedStrings
 from crossvit.errors import UserError
 
@@ -65,6 +65,10 @@ class Pictures:
             (_size(self.path(position)) for position in range(len(self))), dtype=np.int64, count=len(self)
         )
 
+    def encoded(self, position: int) -> bytes:
+        """The content of a picture's file. Raises BadSample where it cannot be read."""
+        return read_picture(self.path(position))
+
     def keep_in_memory(self) -> None:
         """Decode everything once into one uint8 tensor (n, 3, H, W), which forked workers share.
 
@@ -108,6 +112,10 @@ class CroppedPictures(Pictures):
     def __init__(self, names: Sequence[str], roots: Sequence[Path], boxes: np.ndarray) -> None:
         super().__init__(names, roots)
         self.boxes = boxes
+
+    def encoded(self, position: int) -> bytes:
+        """The part that is meant, as PNG."""
+        return encode_png(self._decode(position))
 
     def _decode(self, position: int, min_side: int | None = None) -> Tensor:
         """At full size whatever `min_side` says: the box counts in pixels of the file."""

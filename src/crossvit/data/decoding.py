@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -104,7 +103,8 @@ def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
 def read_picture(path: str) -> bytes:
     """The content of a file. Raises BadSample where it is missing, empty or cannot be read."""
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except FileNotFoundError:
         raise BadSample(path, "missing file") from None
     except OSError as error:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crossvit.errors import UserError
+from crossvit.errors import FaultsFound, UserError
 
 COMMANDS = {
     "pipeline": "train a chain of stages, test it, and print the result table",
@@ -13,14 +13,17 @@ COMMANDS = {
     "evaluate": "test trained weights and print the result table",
     "study": "compare arms of a recipe over seeds; started twice, two processes share the cells",
     "report": "tables, plots and claims of a study, from the cells that are there",
-    "data": "make the embedded corpus, or write a dataset into shards: crossvit data make scenes, crossvit data pack",
+    "data": "make the embedded corpus, check a dataset, or write one into shards: crossvit data make scenes, data verify, data pack",
 }
-PACK = "write a dataset into tar shards, in webdataset form; the same command goes on where it was cut off"
-DATA_USAGE = "crossvit data make scenes [overrides] or crossvit data pack data=NAME data.root=DIR out=DIR [overrides]"
+DATA_COMMANDS = {
+    "pack": "write a dataset into tar shards, in webdataset form; the same command goes on where it was cut off",
+    "verify": "say what a dataset holds and what is wrong with it; exit code 1 where there is a fault",
+}
+DATA_USAGE = "crossvit data make scenes, crossvit data verify data=NAME data.root=DIR, crossvit data pack data=NAME data.root=DIR out=DIR"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns the exit code: 0, 2 for something the user can put right, 130 after Ctrl-C."""
+    """Runs a command and returns the exit code: 0, 1 for faults that a check found, 2 for what the user can put right, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -56,9 +59,9 @@ def _dispatch(arguments: list[str]) -> int:
         from crossvit.config.explain import suggest
 
         raise UserError(f"no command {command!r}.{suggest(command, COMMANDS)}")
-    packing = command == "data" and rest[:1] == ["pack"]
     if "-h" in rest or "--help" in rest:
-        print(command_page("pack", PACK) if packing else command_page(command, COMMANDS[command]))
+        own = rest[0] if command == "data" and rest[0] in DATA_COMMANDS else None
+        print(command_page(own, DATA_COMMANDS[own]) if own else command_page(command, COMMANDS[command]))
         return 0
     if command == "data":
         command, rest = data_command(rest)
@@ -67,12 +70,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def data_command(rest: list[str]) -> tuple[str, list[str]]:
-    """Primary config and overrides of the words after `crossvit data`: `make scenes` becomes `make=scenes`, `pack` has a config of its own.
+    """Primary config and overrides of the words after `crossvit data`: `make scenes` becomes `make=scenes`, `pack` and `verify` have
+    configs of their own.
 
     Raises UserError for other words.
     """
-    if rest and rest[0] == "pack":
-        return "pack", rest[1:]
+    if rest and rest[0] in DATA_COMMANDS:
+        return rest[0], rest[1:]
     if len(rest) > 1 and rest[0] == "make" and not rest[1].startswith("-") and "=" not in rest[1]:
         return "data", [f"make={rest[1]}", *rest[2:]]
     if rest and rest[0].startswith("-"):
@@ -92,7 +96,7 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     version.setbase("1.3")
     register_resolvers()
     parser = get_args_parser()
-    parser.prog = "crossvit data pack" if command == "pack" else f"crossvit {command}"
+    parser.prog = f"crossvit data {command}" if command in DATA_COMMANDS else f"crossvit {command}"
     args = parser.parse_intermixed_args(arguments)
     if args.config_path is not None:
         args.config_path = str(Path(args.config_path).resolve())
@@ -165,6 +169,8 @@ def _user_error_within(error: BaseException) -> UserError | None:
 def _report(error: Exception) -> None:
     if isinstance(error, UserError):
         print(f"crossvit: error: {error}", file=sys.stderr)
+    elif isinstance(error, FaultsFound):
+        print(f"crossvit: {error}", file=sys.stderr)
     else:
         import traceback
 

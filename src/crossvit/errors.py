@@ -1,4 +1,4 @@
-"""The one exception that stands for something a user can put right."""
+"""The exceptions that end a command in a line of text in place of a traceback."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one or two lines: it names the key or file and says what to do. The command line prints it without a
     traceback and exits with code 2.
     """
+
+
+class FaultsFound(Exception):
+    """A check has done its work and found faults: exit code 1. The message is one line."""

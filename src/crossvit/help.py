@@ -48,7 +48,23 @@ PACK_KEYS = {
     "shuffle=true": "whether training samples are written in a drawn order",
     "workers=2": "processes that write",
 }
-KEYS = {"data": DATA_KEYS, "pack": PACK_KEYS, "evaluate": EVALUATION_KEYS, "study": STUDY_KEYS, "report": STUDY_KEYS}
+VERIFY_KEYS = {
+    "data=coco": "what is checked: an option of conf/data",
+    "data.root=DIR": "where it lies",
+    "splits=[train,val]": "these splits alone",
+    "decode=false": "the annotations alone, and whether the files exist",
+    "workers=2": "processes that read pictures",
+    "allow=[leaks]": "faults that are none",
+    "json=true": "the report as json",
+}
+KEYS = {
+    "data": DATA_KEYS,
+    "pack": PACK_KEYS,
+    "verify": VERIFY_KEYS,
+    "evaluate": EVALUATION_KEYS,
+    "study": STUDY_KEYS,
+    "report": STUDY_KEYS,
+}
 EXAMPLES = {
     "train": (
         "crossvit train                                   the whole chain on the embedded corpus",
@@ -69,8 +85,16 @@ EXAMPLES = {
         "crossvit study arm=late seed=0                   one cell",
     ),
     "report": ("crossvit report study=smoke                      what is there, complete or not",),
-    "data": ("crossvit data make scenes scenes.preset=easy", "crossvit data pack data=coco data.root=DIR out=DIR"),
+    "data": (
+        "crossvit data make scenes scenes.preset=easy",
+        "crossvit data verify data=coco data.root=DIR",
+        "crossvit data pack data=coco data.root=DIR out=DIR",
+    ),
     "pack": ("crossvit data pack data=coco data.root=DIR out=DIR", "crossvit data pack data=imagenet out=DIR"),
+    "verify": (
+        "crossvit data verify data=coco data.root=DIR",
+        "crossvit data verify data=imagenet data.root=DIR workers=8 json=true",
+    ),
 }
 
 
@@ -87,12 +111,13 @@ def front_page(commands: dict[str, str]) -> str:
 
 def command_page(command: str, summary: str) -> str:
     """What `crossvit <command> --help` prints."""
-    usage = {"data": "crossvit data make scenes", "pack": "crossvit data pack"}.get(command, f"crossvit {command}")
+    usage = {"data": "crossvit data make scenes"} | {name: f"crossvit data {name}" for name in ("pack", "verify")}
+    usage = usage.get(command, f"crossvit {command}")
     lines = [f"usage: {usage} [key=value ...]", "", f"{summary[0].upper()}{summary[1:]}.", ""]
     if command != "data":
         lines += ["Choices (group=option):"]
         groups = config_groups(config_directory())
-        for group, options in ({"data": groups["data"]} if command == "pack" else groups).items():
+        for group, options in ({"data": groups["data"]} if command in ("pack", "verify") else groups).items():
             text = ", ".join(options)
             lines += textwrap.wrap(text, 116, initial_indent=f"  {group:14} ", subsequent_indent=" " * 17)
         lines += [""]

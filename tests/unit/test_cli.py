@@ -1,5 +1,6 @@
 """The command line: start-up, exit codes, messages, sweeps."""
 
+import json
 import logging
 import os
 import resource
@@ -114,7 +115,8 @@ class TestHelp:
         from crossvit.help import KEYS, TRAINING_KEYS
 
         for command, keys in {"train": TRAINING_KEYS, **KEYS}.items():
-            words = {"data": ["data", "make", "scenes"], "pack": ["data", "pack"]}.get(command, [command])
+            words = {"data": ["data", "make", "scenes"], "pack": ["data", "pack"], "verify": ["data", "verify"]}
+            words = words.get(command, [command])
             code, _, err = crossvit(*words, *(key.strip("'") for key in keys), "--cfg", "job", runs=False)
             assert code == 0, err
 
@@ -305,3 +307,65 @@ class TestSweep:
         assert code == 2
         assert "Did you mean 'optimizer.lr'?" in err
         assert not train.seen
+
+
+class TestVerify:
+    """`crossvit data verify` on a folder of two captioned pictures a split."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        from PIL import Image
+
+        root = tmp_path / "coco"
+        (root / "annotations").mkdir(parents=True)
+        for first, split in ((0, "train"), (2, "val")):
+            (root / f"{split}2017").mkdir()
+            images = [{"id": first + i, "file_name": f"{first + i}.png"} for i in range(2)]
+            for image in images:
+                Image.effect_noise((20, 20), 50 + image["id"]).convert("RGB").save(
+                    root / f"{split}2017" / image["file_name"]
+                )
+            notes = [{"id": i["id"], "image_id": i["id"], "caption": f"picture {i['id']}"} for i in images]
+            (root / f"annotations/captions_{split}2017.json").write_text(
+                json.dumps({"images": images, "annotations": notes})
+            )
+        return root
+
+    def test_exit_codes(self, crossvit, root, tmp_path):
+        command = ["data", "verify", "data=coco", f"data.root={root}", "workers=1"]
+        code, out, _ = crossvit(*command)
+        assert code == 0 and out.endswith("no fault\n")
+        (root / "val2017" / "2.png").write_bytes((root / "train2017" / "1.png").read_bytes())
+        code, out, err = crossvit(*command, "json=true", "run_name=again")
+        report = json.loads(out)
+        assert code == 1 and [found["check"] for found in report["findings"] if found["fault"]] == ["leaks"]
+        assert err.splitlines()[-1].startswith("crossvit: 1 faults; all of it in ")
+        assert json.loads((tmp_path / "runs/verify/again/report.json").read_text()) == report
+        assert crossvit(*command, "allow=[leaks]")[0] == 0
+        assert crossvit(*command, "splits=val")[0] == 0
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("data.root=/nowhere", "data.root=/nowhere is not a folder."),
+            ("splits=[tset]", "captions_tset2017.json is not there (nor is the form of 2014)"),
+            ("splits=[]", "splits=[]: name the splits to check"),
+            ("workers=0", "workers=0: must be a whole number >= 1"),
+            ("allow=[leak]", "allow=leak is not one of"),
+        ],
+    )
+    def test_misuse(self, crossvit, root, given, message):
+        code, out, err = crossvit("data", "verify", "data=coco", f"data.root={root}", given)
+        assert (code, out) == (2, "")
+        assert any(line.startswith("crossvit: error: ") and message in line for line in err.splitlines())
+
+    def test_a_mixture_is_checked_by_its_sources(self, crossvit):
+        code, _, err = crossvit("data", "verify", "data=mixture")
+        assert (code, err) == (
+            2,
+            "crossvit: error: data=mixture: check each of its sources by itself, e.g. data=coco.\n",
+        )
+
+    def test_help(self, crossvit):
+        code, out, _ = crossvit("data", "verify", "--help", runs=False)
+        assert code == 0 and "usage: crossvit data verify" in out and "karpathy_coco" in out and "fusion" not in out

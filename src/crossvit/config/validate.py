@@ -119,6 +119,8 @@ CHECKS: dict[str, Check] = {
     "seed": _integer(0, 2**32 - 1),
     "make": _choice(CORPORA),
     "samples_per_shard": _integer(1),
+    "decode": _flag,
+    "json": _flag,
     "workers": _integer(1),
     "scenes.preset": _choice(PRESETS),
     "scenes.seed": _integer(0),

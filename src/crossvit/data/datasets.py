@@ -4,6 +4,7 @@ The loader hands `__getitems__` the keys of one batch and gets it back ready mad
 the batch tensor and nothing is stacked afterwards.
 """
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -84,8 +85,7 @@ class PictureDataset(Dataset, ABC):
 
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> Loaded:
         """Load a batch; a plain index stands for that sample in epoch 0."""
-        size = self.transform.size
-        images = torch.empty((len(keys), *self.rows.shape[1:], 3, size, size), dtype=torch.uint8)
+        images = self._empty(len(keys))
         kept: list[SampleKey] = []
         bad: list[BadRecord] = []
         for key in keys:
@@ -104,6 +104,12 @@ class PictureDataset(Dataset, ABC):
     def may_flip(self, key: SampleKey) -> bool:
         """Whether a mirrored picture still fits the sample."""
         return True
+
+    def _empty(self, count: int) -> Tensor:
+        """uint8 (count, 3, size, size) or (count, k, 3, size, size), a picture's memory H x W x 3 as decoders write it."""
+        shape, size = (count, *self.rows.shape[1:]), self.transform.size
+        flat = (math.prod(shape), 3, size, size)
+        return torch.empty(flat, dtype=torch.uint8, memory_format=torch.channels_last).view(*shape, *flat[1:])
 
     def _load_or_replace(self, key: SampleKey, out: Tensor, bad: list[BadRecord]) -> SampleKey | None:
         try:

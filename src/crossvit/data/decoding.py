@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,12 @@ MAX_PIXELS = 89_478_485
 """Pictures with more pixels than this are refused (the limit at which Pillow warns of decompression bombs)."""
 
 _JPEG = b"\xff\xd8\xff"
-_LARGE_FILE = 131_072  # bytes; above it the header is read first: for the pixel cap and for reduced decoding
+_LARGE_FILE = 131_072  # bytes; a JPEG above it may be decoded at a part of its size
+_FRAMES = {0xC0 + kind for kind in range(16)} - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # the JPEG markers that a picture's size stands behind
 
 
 class BadSample(Exception):
@@ -54,9 +58,12 @@ def decode_image(path: str | PathLike[str], min_side: int | None = None) -> Tens
 
 def decode_bytes(data: bytes, path: str, min_side: int | None = None) -> Tensor:
     """`decode_image` of a file's content; `path` names it in errors."""
-    if data.startswith(_JPEG) and not (len(data) > _LARGE_FILE and _reducible(path, data, min_side)):
+    size = _jpeg_size(data) if data.startswith(_JPEG) else None
+    if size is not None:
+        _check_size(path, *size)
         decode_jpeg = _jpeg_decoder()
-        if decode_jpeg is not None:
+        reducible = min_side is not None and len(data) > _LARGE_FILE and min(size) >= 2 * min_side
+        if decode_jpeg is not None and not reducible:
             try:
                 return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
             except RuntimeError:
@@ -104,7 +111,8 @@ def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
 def read_picture(path: str) -> bytes:
     """The content of a file. Raises BadSample where it is missing, empty or cannot be read."""
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except FileNotFoundError:
         raise BadSample(path, "missing file") from None
     except OSError as error:
@@ -122,15 +130,25 @@ def _open(path: str, data: bytes) -> Image.Image:
         raise BadSample(path, f"more than {MAX_PIXELS} pixels") from None
     except Exception:  # damaged headers raise nearly any type
         raise BadSample(path, "not a picture, or a damaged header") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise BadSample(path, f"{image.width} x {image.height}: more than {MAX_PIXELS} pixels")
+    _check_size(path, *image.size)
     return image
 
 
-def _reducible(path: str, data: bytes, min_side: int | None) -> bool:
-    """Whether a JPEG can be decoded at half its size or less; enforces the pixel cap on the way."""
-    image = _open(path, data)
-    return min_side is not None and min(image.size) >= 2 * min_side
+def _check_size(path: str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadSample(path, f"{width} x {height}: more than {MAX_PIXELS} pixels")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that a JPEG claims, before anything is allocated for its pixels; None where it claims nothing."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker in _FRAMES:
+            return int.from_bytes(data[place + 7 : place + 9]), int.from_bytes(data[place + 5 : place + 7])
+        # a fill byte is one byte, any other segment says how long it is
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
+    return None
 
 
 def _decode_pillow(path: str, data: bytes, min_side: int | None) -> Tensor:

@@ -141,7 +141,7 @@ def _allocate(count: int, shape: torch.Size) -> Tensor:
             f"data.cache=true: {count} pictures take {needed / 2**30:.1f} GiB, more than half of this machine's "
             f"{memory / 2**30:.1f} GiB. Set data.cache=false."
         )
-    return torch.empty((count, *shape), dtype=torch.uint8)
+    return torch.empty((count, *shape), dtype=torch.uint8, memory_format=torch.channels_last)
 
 
 def _holds(folders: dict[str, set[str]], path: str) -> bool:

@@ -17,6 +17,8 @@ from crossvit.errors import UserError
 
 SIDES = ("right", "left")
 
+_KEPT_WORDS = 50_000
+
 
 class Tokenizer(ABC):
     """Common part: batching, padding, shortening and the count of truncated texts.
@@ -136,13 +138,29 @@ class ClipTokenizer(Tokenizer):
         self.vocab_size = self._bpe.vocab_size
         self.eot_id = self._bpe.eot_token_id
         self._special = set(self._bpe.all_special_ids)
+        self._words: dict[str, list[int]] = {}
 
     def ids(self, text: str) -> list[int]:
-        ids = [i for i in self._bpe.encode(text) if i not in self._special]
+        if text.isascii() and text.isprintable() and "&" not in text:  # nothing to mend: a text is the sum of its words
+            ids = [i for word in text.split() for i in self._word(word)]
+        else:
+            ids = self._encode(text)
         return self._framed(ids, self._bpe.sot_token_id, self._bpe.eot_token_id)
 
     def pieces(self, text: str) -> list[str]:
         return [self._bpe.decode([i]).strip() for i in self.ids(text)]
+
+    def _word(self, word: str) -> list[int]:
+        """Ids of a word, which are kept: captions share most of theirs."""
+        ids = self._words.get(word)
+        if ids is None:
+            ids = self._encode(word)
+            if len(self._words) < _KEPT_WORDS:
+                self._words[word] = ids
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return [i for i in self._bpe.encode(text) if i not in self._special]
 
 
 class HuggingFaceTokenizer(Tokenizer):

@@ -131,3 +131,24 @@ def test_pixel_cap(tmp_path, monkeypatch):
 def test_bad_sample_travels_between_processes():
     error = pickle.loads(pickle.dumps(BadSample("a.jpg", "zero bytes")))
     assert (error.path, error.reason, str(error)) == ("a.jpg", "zero bytes", "a.jpg: zero bytes")
+
+
+def test_a_small_jpeg_that_claims_to_be_enormous_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.jpg"
+    Image.new("RGB", (64, 48)).save(path, "JPEG")
+    data = bytearray(path.read_bytes())
+    frame = next(i for i in range(len(data)) if data[i : i + 2] == b"\xff\xc0")
+    data[frame + 5 : frame + 9] = (65_000).to_bytes(2) * 2
+    path.write_bytes(data)
+    monkeypatch.setattr(decoding, "_jpeg_decoder", lambda: pytest.fail("decoded"))
+    with pytest.raises(BadSample, match="65000 x 65000: more than"):
+        decode_image(path)
+
+
+def test_the_size_behind_fill_bytes_and_in_a_file_without_one(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (64, 48)).save(path, "JPEG", progressive=True)
+    data = path.read_bytes()
+    assert decoding._jpeg_size(data) == (64, 48)
+    assert decoding._jpeg_size(data[:2] + b"\xff" * 3 + data[2:]) == (64, 48)
+    assert decoding._jpeg_size(data[:30]) is None

@@ -295,7 +295,7 @@ def test_drawing_is_a_function_of_seed_epoch_and_batch(monkeypatch):
     monkeypatch.setattr(
         CrossModalTask,
         "losses",
-        lambda self, batch, uniform: seen.append(uniform(3)) or original(self, batch, uniform),
+        lambda self, batch, uniform, chunks: seen.append(uniform(3)) or original(self, batch, uniform, chunks),
     )
     batch = pairs(range(3))
     for batch_idx in (0, 1, 0):

@@ -25,6 +25,7 @@ def cells_of(root) -> list[dict]:
     return json.loads((root / "runs" / "smoke" / "table.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_chain_may_end_in_stage_medical(arguments, job, tmp_path):
     done = job(*arguments, "stage=medical", *LENGTH)
     assert done.code == 0, done.err

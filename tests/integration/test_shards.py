@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.slow
 def test_pack_and_train(job, corpus, smoke, tmp_path):
     places = [f"paths.root={tmp_path}", f"paths.data={corpus}"]
     small = ["scenes.sizes=smoke", "scenes.folder=smoke"]

@@ -43,6 +43,7 @@ def experiment(request, tmp_path, monkeypatch):
     return [f"experiment={request.param}", f"paths.root={tmp_path}", "logger=none", "callbacks=quiet", *SHORT, *chain]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["medical"], indirect=True)
 def test_the_medical_column_finds_its_data(experiment):
     if not (DATA / "mimic_cxr_like").is_dir():

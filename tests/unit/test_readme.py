@@ -138,6 +138,7 @@ def write_statements(vsr: Path, root: Path) -> None:
             rows.writerows(records)
 
 
+@pytest.mark.slow
 def test_what_is_added_runs(checkout):
     """The commands that use the added files, in smoke size, in one process of a fresh interpreter."""
     shown = [words for words in commands(README) if uses_an_added_file(words) and "--config-dir" not in words]

@@ -2,13 +2,13 @@
 
     python benchmarks/data.py [--pictures DIR] [--rounds 5] [--samples 480] [--size 224] [--out FILE]
 
-Three loaders read the same folder in turns, in one process and one thread: that of this project (COCODataModule), a plain torch DataLoader
-as one writes it by hand (Pillow, torchvision.transforms.v2), and open_clip's own (`open_clip_train.data.get_csv_dataset` with
-`open_clip.image_transform`). All keep 50 to 100 % of a picture's area and use CLIP's tokens; batches hold 64 samples. open_clip does not flip.
-This project hands on uint8 and normalises on the device; `crossvit_normalised` does it in this thread as well, as the two others do.
+Three loaders read the same folder in turns, in one process and one thread: that of this project (COCODataModule), a torch DataLoader as
+one writes it by hand (Pillow, torchvision.transforms.v2), and open_clip's own (`open_clip_train.data.get_csv_dataset` with
+`open_clip.image_transform`). All keep 50 to 100 % of a picture's area and use CLIP's tokens; batches hold 64 samples. open_clip does not
+flip. This project hands on uint8 and normalises on the device; `crossvit_normalised` does that in this thread too, as the others do.
 
-The pictures are the JPEG files below --pictures, cropped and scaled anew (short side 256; 500 x 375; JPEG of quality 90), or drawn ones without it.
-Figures are samples by process CPU seconds, the best of the rounds. Prints one json object, and writes it to --out.
+The pictures are the JPEG files below --pictures, or drawn ones, scaled (short side 256) or cropped and scaled (500 x 375), JPEG of quality
+90; captions are drawn. Figures are samples by process CPU seconds, the best of the rounds. Prints one json object, and writes it to --out.
 """
 
 import argparse

@@ -53,3 +53,17 @@ def test_coco_scale(reader, tmp_path, monkeypatch):
     found = script.measure(tmp_path / "data", given)
     assert found["seconds_from_start_to_first_batch"] >= found["seconds_of_reading"] >= 0 and found["batches"] == 2
     assert all(len(workers) == 1 and workers[0]["rss"] > 0 for workers in found["worker_mib_at_batch"].values())
+
+
+def test_data(tmp_path):
+    script = load("data")
+    script.write(tmp_path, None, script.short_side_256, 64)
+    found = script.measure(tmp_path, size=32, rounds=1)
+    assert found["open_clip"]["over_open_clip"] == 1
+    assert all(found[name]["samples_per_cpu_second"] > 0 for name in script.PATHS)
+
+
+def test_check_memory(tmp_path):
+    load("coco_scale").write("coco", tmp_path, 30, 2)
+    found = load("check_memory").measure(tmp_path, workers=1)
+    assert (found["pictures"], found["captions"]) == (30, 60)

@@ -9,6 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -202,7 +203,7 @@ class PairDataset(PictureDataset):
         group = self.captions.group(key.index)
         if len(group) == 1 or not self.training:
             return group.start
-        return group[int(sample_rng(self.seed, key, Draw.CAPTION).integers(len(group)))]
+        return group[_drawn(self.seed, key, len(group))]
 
     def may_flip(self, key: SampleKey) -> bool:
         return _LEFT_OR_RIGHT.search(self.captions.texts[self.caption_of(key)]) is None
@@ -273,3 +274,9 @@ class TextDataset(Dataset):
         image_ids = torch.from_numpy(self.image_ids[index])
         batch = TextBatch(tokens, mask, image_ids, ids, torch.from_numpy(index))
         return Loaded(batch, [], self.tokenizer.truncated - truncated_before)
+
+
+@lru_cache(maxsize=4096)
+def _drawn(seed: int, key: SampleKey, count: int) -> int:
+    """Which of `count` captions a sample has. Asked twice while a batch is made, before a picture is mirrored and for its tokens."""
+    return int(sample_rng(seed, key, Draw.CAPTION).integers(count))

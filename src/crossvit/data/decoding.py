@@ -111,7 +111,7 @@ def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
 def read_picture(path: str) -> bytes:
     """The content of a file. Raises BadSample where it is missing, empty or cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             data = file.read()
     except FileNotFoundError:
         raise BadSample(path, "missing file") from None

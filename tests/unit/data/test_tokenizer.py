@@ -171,3 +171,20 @@ def test_lower_case_where_the_tokenizer_keeps_capitals(tmp_path):
     kept, lowered = (HuggingFaceTokenizer(str(tmp_path), 8, lowercase=lowercase) for lowercase in (False, True))
     assert kept.ids("Red") == [2, 1, 3] and lowered.ids("Red") == [2, 5, 3]
     assert "lower-cased" in lowered.policy() and "as the tokenizer's own files say" in kept.policy()
+
+
+def test_clip_ids_of_plain_texts_are_those_of_open_clip():
+    """Texts of plain ASCII go word by word, others as a whole; open_clip's encoder takes them all as a whole."""
+    texts = [
+        "",
+        "  A  dog ,running. ",
+        "it's 12:30, DON'T<b>x</b>",
+        "a<start_of_text>b",
+        "tab\there",
+        "caf\u00e9 \u201cq\u201d",
+        "a &amp; b",
+    ]
+    tokenizer = ClipTokenizer()
+    for text in texts * 2:  # the second time from what was kept
+        ids = [i for i in tokenizer._bpe.encode(text) if i not in tokenizer._bpe.all_special_ids]
+        assert tokenizer.ids(text) == [tokenizer._bpe.sot_token_id, *ids, tokenizer._bpe.eot_token_id]

@@ -105,3 +105,16 @@ def test_preprocess_follows_the_evaluation_path():
 def test_values_out_of_range(make):
     with pytest.raises(ValueError):
         make()
+
+
+def test_planes_and_pixels_in_a_row_give_the_same_bytes():
+    """Resizing works on H x W x 3 memory whatever it is handed, and normalising ends in planes."""
+    image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    box = (3, 5, 40, 60)
+    rows = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    found = crop_and_resize(rows, box, 24)
+    region = image[None, :, 3:43, 5:65]
+    planes = torch.nn.functional.interpolate(region, size=(24, 24), mode="bicubic", antialias=True)[0]
+    assert torch.equal(found, planes) and torch.equal(crop_and_resize(image, box, 24), planes)
+    assert found.stride() == (1, 72, 3)
+    assert Normalize()(found[None]).is_contiguous() and torch.equal(Normalize()(found), Normalize()(planes))

@@ -28,6 +28,7 @@ from crossvit.errors import UserError
 _CHUNK = 2**20
 _AGAIN = (408, 425, 429)  # besides 500 and above: another try may help
 _PIPE = "pipe:"
+_UNFINISHED = (".part", ".try")
 
 
 class Remote(NamedTuple):
@@ -39,9 +40,14 @@ class Remote(NamedTuple):
     sha256: str | None = None
 
     @property
+    def shown(self) -> str:
+        """For messages: without a query, which may hold a signature."""
+        return self.url.partition("?")[0] if not self.url.startswith(_PIPE) else self.url
+
+    @property
     def name(self) -> str:
         """Its name without folders."""
-        return Path(urllib.parse.urlsplit(self.url).path).name if "://" in self.url else self.url
+        return self.url if self.url.startswith(_PIPE) else Path(urllib.parse.urlsplit(self.url).path).name
 
 
 class FetchError(Exception):
@@ -273,7 +279,9 @@ class Cache:
         with FileLock(_lock(self.folder / "room")):
             found = []
             for path in self.folder.iterdir():
-                if path.suffix in (SUFFIX, ".lock", ".part", ".try"):
+                if path.suffix in _UNFINISHED:
+                    _discard(path)
+                if path.suffix in (SUFFIX, ".lock", *_UNFINISHED):
                     continue
                 with suppress(FileNotFoundError):
                     state = path.stat()
@@ -303,6 +311,13 @@ def _remove(path: Path) -> bool:
     except Timeout:
         return False
     return True
+
+
+def _discard(path: Path) -> None:
+    """Remove what a process that was ended left unfinished."""
+    tar = path.with_name(path.name.removesuffix(".try").removesuffix(".part"))
+    with suppress(Timeout), FileLock(_lock(tar), timeout=0):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

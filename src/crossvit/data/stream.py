@@ -34,6 +34,7 @@ from crossvit.errors import UserError
 
 _MANIFEST = "manifest.json"  # of `crossvit data pack`
 _OPEN_FILES = 256  # of a process; the usual limit is 1024
+_AT_ONCE = 8  # shards that a process fetches at one time
 _NEXT_BEST = 2  # shards that are tried where a whole shard has to be replaced
 _CAPTIONS = 2**20  # of a picture; caption k of picture i has number i * _CAPTIONS + k
 
@@ -41,9 +42,10 @@ _CAPTIONS = 2**20  # of a picture; caption k of picture i has number i * _CAPTIO
 class _Opening(threading.Thread):
     """Opens a shard beside what else goes on; ends with the process, however long it would still wait."""
 
-    def __init__(self, cache: Cache, remote: Remote) -> None:
+    def __init__(self, cache: Cache, remote: Remote, turns: threading.Semaphore) -> None:
         super().__init__(daemon=True)
         self.cache = cache
+        self.turns = turns
         self.remote = remote
         self.opened: Opened | None = None
         self.reason = ""
@@ -51,7 +53,8 @@ class _Opening(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.opened = self.cache.open(self.remote)
+            with self.turns:
+                self.opened = self.cache.open(self.remote)
         except FetchError as error:
             self.reason = str(error)
         except OSError as error:
@@ -74,7 +77,7 @@ class StreamPictures(Pictures):
         self.most_open = most_open
         self.starts = np.cumsum([0, *(shard.samples for shard in shards)])
         self.in_use: set[int] = set()  # shards of the batch at hand: they stay open
-        self._openings: OrderedDict[int, _Opening] = OrderedDict()  # the one used last at the end
+        self._begin_anew()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -87,7 +90,7 @@ class StreamPictures(Pictures):
     def path(self, position: int) -> str:
         """A name for a picture in messages: address and number in the tar."""
         shard, row = self.place(position)
-        return f"{self.shards[shard].url}: sample {row}"
+        return f"{self.shards[shard].shown}: sample {row}"
 
     def missing(self) -> list[BadRecord]:
         """None: what is missing shows when it is fetched."""
@@ -125,11 +128,13 @@ class StreamPictures(Pictures):
 
     def begin(self, number: int) -> _Opening:
         """Have a shard fetched, without waiting for it."""
+        if self._process != os.getpid():  # threads do not follow into a fork
+            self._begin_anew()
         if number not in self._openings:
             if len(self._openings) >= self.most_open:
                 oldest = next((other for other in self._openings if other not in self.in_use), None)
                 self._openings.pop(oldest, None)
-            self._openings[number] = _Opening(self.cache, self.shards[number])
+            self._openings[number] = _Opening(self.cache, self.shards[number], self._turns)
         self._openings.move_to_end(number)
         return self._openings[number]
 
@@ -154,7 +159,16 @@ class StreamPictures(Pictures):
                 del self._openings[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_openings": OrderedDict()}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_openings", "_turns")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._process = os.getpid()
+        self._turns = threading.Semaphore(_AT_ONCE)
+        self._openings: OrderedDict[int, _Opening] = OrderedDict()  # the one used last at the end
 
     def _decode(self, position: int, min_side: int | None = None) -> Tensor:
         self.captions(position)
@@ -450,11 +464,11 @@ class StreamDataModule(CaptionDataModule):
         try:
             opened = self.kept.open(remote)
         except FetchError as error:
-            raise UserError(f"{remote.url}: {error}; an evaluation needs all of its shards.") from None
+            raise UserError(f"{remote.shown}: {error}; an evaluation needs all of its shards.") from None
         except OSError as error:
             raise UserError(f"{error.filename or self.kept.folder}: {error.strerror} (data.cache_dir).") from None
         if opened.lacking:
-            raise UserError(f"{remote.url}: {opened.lacking}; an evaluation needs all of its shards.")
+            raise UserError(f"{remote.shown}: {opened.lacking}; an evaluation needs all of its shards.")
         return opened
 
     def _refuse_stream(self, split: str) -> None:

@@ -1,6 +1,8 @@
 """Shards from a server on loopback: order and resume, and what it does wrong."""
 
 import json
+import multiprocessing
+import pickle
 import threading
 import time
 from functools import partial
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from crossvit.data.annotations import text_id
 from crossvit.data.fetching import Cache, Fetcher, FetchError, Remote
@@ -343,7 +346,7 @@ def test_the_waits_double(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "sleep", waits.append)
     with pytest.raises(FetchError):
         fetcher(retries=3, backoff=0.5).fetch(Remote("pipe:exit 1", 1), tmp_path / "a")
-    assert waits == [0.5, 1.0, 2.0]
+    assert [wait for wait in waits if wait >= 0.5] == [0.5, 1.0, 2.0]  # waiting for a command sleeps as well
 
 
 def test_a_server_that_is_not_there(tmp_path):
@@ -366,6 +369,41 @@ def test_the_cache_is_bounded_and_what_was_used_longest_ago_goes(tmp_path):
     assert not cache.path(remotes[0]).exists() and first.index.name(0) == "000000000.png"
     tars[2].unlink()
     assert cache.open(remotes[2]).index.name(0) == "000000002.png"
+
+
+def test_what_an_ended_process_left_goes(tmp_path):
+    cache, remote = (
+        Cache(tmp_path / "cache", 10**9, fetcher()),
+        Remote(f"pipe:cat {write_tar(tmp_path / 'a.tar', samples(0))}", 1),
+    )
+    left = [cache.folder / f"other.tar{suffix}" for suffix in (".part", ".part.try")]
+    held = cache.folder / "held.tar.part"
+    cache.folder.mkdir()
+    for path in (*left, held):
+        path.write_bytes(b"x")
+    with FileLock(cache.folder / "held.tar.lock"):
+        cache.open(remote)
+    assert held.exists() and not any(path.exists() for path in left)
+
+
+def test_a_process_that_is_forked_or_gets_a_copy_begins_anew(server, tokenizer, tmp_path):
+    dataset = make(server, tokenizer, tmp_path, num_workers=1).train_dataloader().dataset
+    image = dataset.pictures.read(3)
+    copy = pickle.loads(pickle.dumps(dataset)).pictures
+    assert not copy.here() and torch.equal(copy.read(3), image)
+    begun = dataset.pictures.begin(0)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert torch.equal(pool.apply(dataset.pictures.read, (3,)), image)
+    dataset.pictures._process = -1  # as in a fork
+    assert dataset.pictures.begin(0) is not begun
+
+
+def test_messages_keep_a_signature_to_themselves(server, tokenizer, tmp_path):
+    options = {"shards": "{split}-0000{0..5}.tar?key=secret", "samples": 3, "val_split": None, "test_split": None}
+    server.faults = {f"train-{number:05d}.tar?key=secret": [404] * 9 for number in range(6)}
+    with pytest.raises(UserError, match=r"train-0000\d\.tar: sample \d: the server says 404") as caught:
+        rows(make(server, tokenizer, tmp_path, **options).train_dataloader())
+    assert "secret" not in str(caught.value)
 
 
 def test_a_cache_smaller_than_the_data_repeats_and_loses_nothing(server, tokenizer, tmp_path):

@@ -28,7 +28,7 @@ from crossvit.data.tokenizer import Tokenizer
 from crossvit.data.transforms import EvalTransform, TrainTransform
 
 _LEFT_OR_RIGHT = re.compile(r"\b(left|right)", re.IGNORECASE)
-_MAX_REPLACEMENTS = 16
+MAX_REPLACEMENTS = 16
 
 
 class Loaded(NamedTuple):
@@ -112,6 +112,10 @@ class PictureDataset(Dataset, ABC):
         flat = (math.prod(shape), 3, size, size)
         return torch.empty(flat, dtype=torch.uint8, memory_format=torch.channels_last).view(*shape, *flat[1:])
 
+    def replacements(self, key: SampleKey) -> list[int]:
+        """Samples that may stand in for one that cannot be read, in this order."""
+        return sample_rng(self.seed, key, Draw.REPLACEMENT).integers(len(self), size=MAX_REPLACEMENTS).tolist()
+
     def _load_or_replace(self, key: SampleKey, out: Tensor, bad: list[BadRecord]) -> SampleKey | None:
         try:
             self._load(key, out)
@@ -120,8 +124,8 @@ class PictureDataset(Dataset, ABC):
             bad.append(BadRecord(error.path, error.reason))
         if not self.training:
             return None
-        for index in sample_rng(self.seed, key, Draw.REPLACEMENT).integers(len(self), size=_MAX_REPLACEMENTS):
-            other = SampleKey(key.epoch, int(index))
+        for index in self.replacements(key):
+            other = SampleKey(key.epoch, index)
             try:
                 self._load(other, out)
                 return other

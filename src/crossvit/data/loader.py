@@ -49,7 +49,7 @@ class EpochLoader(DataLoader):
             UserError: training would go on in the middle of an epoch in another order.
         """
         now = self.sampler.state_dict()
-        changed = [f"{key} was {state[key]}, is {value}" for key, value in now.items() if state[key] != value]
+        changed = [f"{key} was {state.get(key)}, is {value}" for key, value in now.items() if state.get(key) != value]
         if changed and self.sampler.start > 0:
             raise UserError(
                 f"The checkpoint was written in mid-epoch and the order of samples has changed ({'; '.join(changed)}): "

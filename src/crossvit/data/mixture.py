@@ -20,6 +20,7 @@ from crossvit.data.module import SplitIndex
 from crossvit.data.pairs import PairDataModule
 from crossvit.data.pictures import Pictures
 from crossvit.data.sampler import MixtureSampler, SampleKey
+from crossvit.data.stream import StreamDataModule
 from crossvit.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -171,6 +172,10 @@ class MixtureDataModule(PairDataModule):
             Source(name, _make(name, entry["data"], shared, self.tokenizer), _weight(name, entry.get("weight")))
             for name, entry in given.items()
         ]
+        if any(isinstance(source.data, StreamDataModule) for source in self.sources):
+            raise UserError(
+                "data.sources: a mixture takes its samples from anywhere, a stream one shard after the other: use data=shards."
+            )
         self.eval_source = next(source.data for source in self.sources if source.name == eval_source)
         self.samples = samples
 

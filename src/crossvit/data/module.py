@@ -202,10 +202,7 @@ class CrossViTDataModule(LightningDataModule):
     def index(self, split: str) -> SplitIndex:
         """The annotations of a split, read once."""
         if split not in self._indices:
-            if not self.root.is_dir():
-                raise self._absent(f"data.root={self.root} is not a folder.")
-            if not any(self.root.iterdir()):
-                raise self._absent(f"data.root={self.root} is empty.")
+            self._check_root()
             index = self._read_split(split)
             release_free_memory()
             if index.counts["samples"] == 0:
@@ -289,6 +286,12 @@ class CrossViTDataModule(LightningDataModule):
         return UserError(f"{problem}{first} Expected:\n{self.LAYOUT}")
 
     # inside ---------------------------------------------------------------------------------------------------------
+
+    def _check_root(self) -> None:
+        if not self.root.is_dir():
+            raise self._absent(f"data.root={self.root} is not a folder.")
+        if not any(self.root.iterdir()):
+            raise self._absent(f"data.root={self.root} is empty.")
 
     def _absent(self, problem: str) -> UserError:
         """`_layout_error` with the way to the data: nothing is downloaded on its own."""

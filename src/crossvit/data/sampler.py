@@ -4,6 +4,7 @@ Both depend on (seed, epoch, sample index) alone, so the number of workers, the 
 no sample.
 """
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DistributedSampler
+
+from crossvit.errors import UserError
 
 
 class SampleKey(NamedTuple):
@@ -176,3 +179,79 @@ class MixtureSampler(EpochSampler):
             chosen = rows[:, 0] == turn
             rows[chosen, 1] = permutation[rows[chosen, 1]]
         return rows
+
+
+class ShardSampler(EpochSampler):
+    """An order that goes shard by shard, for shards that come from elsewhere: each is needed for a while and then no more.
+
+    The shards, in an order drawn by (seed, epoch), are dealt to ranks x workers, each to the one that has the fewest samples so far. Each
+    goes through its shards one after the other, the samples of a shard in a drawn order, and every sample moves by less than `buffer`
+    places. A batch is one worker's, as a DataLoader hands them out in turns. What some have more samples than others goes from the end
+    of these to the end of those, so an epoch holds every sample once and all ranks take the same number of steps.
+
+    Args:
+        sizes: number of samples of each shard.
+        workers: worker processes of each rank; 0 counts as 1.
+        buffer: samples; 0: one shard strictly after the other.
+        The others: see EpochSampler.
+
+    Raises:
+        UserError: fewer shards than ranks x workers.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        batch_size: int,
+        *,
+        workers: int,
+        buffer: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(sum(sizes), batch_size, seed=seed, rank=rank, world_size=world_size)
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.workers = max(1, workers)
+        self.buffer = buffer
+        self.readers = world_size * self.workers
+        if len(self.sizes) < self.readers:
+            raise UserError(
+                f"{len(self.sizes)} shards are too few for {world_size} devices x {self.workers} workers = {self.readers}: "
+                "lower data.num_workers, or write smaller shards (crossvit data pack ... samples_per_shard=...)."
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        others = {"shards": len(self.sizes), "devices x workers": self.readers, "shuffle_buffer": self.buffer}
+        return super().state_dict() | others
+
+    def dealt(self, epoch: int) -> list[list[int]]:
+        """The shards of each reader in turn; reader `rank * workers + worker`."""
+        order = np.random.default_rng((self.seed, Draw.ORDER, epoch)).permutation(len(self.sizes))
+        hands: list[list[int]] = [[] for _ in range(self.readers)]
+        loads = [(0, reader) for reader in range(self.readers)]
+        for shard in order.tolist():
+            load, reader = heapq.heappop(loads)
+            hands[reader].append(shard)
+            heapq.heappush(loads, (load + int(self.sizes[shard]), reader))
+        return hands
+
+    def _order(self) -> np.ndarray:
+        starts = np.cumsum(self.sizes) - self.sizes
+        rows = [self._rows(reader, shards, starts) for reader, shards in enumerate(self.dealt(self.epoch))]
+        local = self.batch_size // self.world_size
+        order = np.empty((self.num_batches, local, self.world_size), dtype=np.int64)
+        places = [(rank, worker) for rank in range(self.world_size) for worker in range(self.workers)]
+        needed = [local * len(range(worker, self.num_batches, self.workers)) for _, worker in places]
+        spare = np.concatenate([mine[count:] for mine, count in zip(rows, needed, strict=True)])
+        for (rank, worker), mine, count in zip(places, rows, needed, strict=True):
+            lacking = max(0, count - len(mine))
+            mine, spare = np.concatenate([mine[:count], spare[:lacking]]), spare[lacking:]
+            order[worker :: self.workers, :, rank] = mine.reshape(-1, local)
+        return np.concatenate([order.reshape(-1), spare])
+
+    def _rows(self, reader: int, shards: Sequence[int], starts: np.ndarray) -> np.ndarray:
+        # counted from 1: seeds that differ by zeros at their end give the same numbers
+        rng = np.random.default_rng((self.seed, Draw.ORDER, self.epoch, reader + 1))
+        rows = np.concatenate([starts[shard] + rng.permutation(self.sizes[shard]) for shard in shards])
+        return rows[np.argsort(np.arange(len(rows)) + self.buffer * rng.random(len(rows)), kind="stable")]

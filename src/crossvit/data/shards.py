@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -254,29 +254,34 @@ class ShardsDataModule(CaptionDataModule):
 
     def _read_split(self, split: str) -> CaptionIndex:
         shards = self.shards.indexes(self.held_out.source(split))
-        sizes = np.concatenate([np.diff(shard.caption_starts) for shard in shards])
-        first = np.concatenate([[0], np.cumsum(sizes)])
-        chosen = np.flatnonzero(sizes)
-        defects = [record for shard in shards for record in damaged_records(shard)]
-        defects += without(shards, np.flatnonzero(sizes == 0), "no caption")
-        if self.held_out.share:
-            names = (shard.name(row) for shard in shards for row in range(len(shard)))
-            kept = np.fromiter((self.held_out.keeps(split, name) for name in names), bool, len(sizes))
-            chosen = chosen[kept[chosen]]
-        sizes = sizes[chosen]
-        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        image_ids = np.arange(len(chosen))
-        captions = np.arange(starts[-1]) + (first[chosen] - starts[:-1]).repeat(sizes)
-        return CaptionIndex(
-            pictures=ShardPictures(shards, chosen),
-            rows=np.arange(len(chosen)),
-            captions=Captions(ShardTexts(shards, captions), starts),
-            image_ids=image_ids,
-            counts={"samples": len(chosen), "captions": len(captions), "shards": len(shards)},
-            defects=defects,
-            caption_ids=np.arange(len(captions)),
-            caption_image_ids=image_ids.repeat(sizes),
-        )
+        kept = partial(self.held_out.keeps, split) if self.held_out.share else None
+        return read_captions(shards, kept)
+
+
+def read_captions(shards: Sequence[ShardIndex], kept: Callable[[str], bool] | None = None) -> CaptionIndex:
+    """The pictures with a caption in these tars; with `kept` only those whose names it takes."""
+    sizes = np.concatenate([np.diff(shard.caption_starts) for shard in shards])
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    chosen = np.flatnonzero(sizes)
+    defects = [record for shard in shards for record in damaged_records(shard)]
+    defects += without(shards, np.flatnonzero(sizes == 0), "no caption")
+    if kept is not None:
+        names = (shard.name(row) for shard in shards for row in range(len(shard)))
+        chosen = chosen[np.fromiter(map(kept, names), bool, len(sizes))[chosen]]
+    sizes = sizes[chosen]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    image_ids = np.arange(len(chosen))
+    captions = np.arange(starts[-1]) + (first[chosen] - starts[:-1]).repeat(sizes)
+    return CaptionIndex(
+        pictures=ShardPictures(shards, chosen),
+        rows=np.arange(len(chosen)),
+        captions=Captions(ShardTexts(shards, captions), starts),
+        image_ids=image_ids,
+        counts={"samples": len(chosen), "captions": len(captions), "shards": len(shards)},
+        defects=defects,
+        caption_ids=np.arange(len(captions)),
+        caption_image_ids=image_ids.repeat(sizes),
+    )
 
 
 def without(shards: Sequence[ShardIndex], pictures: np.ndarray, reason: str) -> list[BadRecord]:

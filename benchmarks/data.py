@@ -5,7 +5,8 @@
 Three loaders read the same folder in turns, in one process and one thread: that of this project (COCODataModule), a torch DataLoader as
 one writes it by hand (Pillow, torchvision.transforms.v2), and open_clip's own (`open_clip_train.data.get_csv_dataset` with
 `open_clip.image_transform`). All keep 50 to 100 % of a picture's area and use CLIP's tokens; batches hold 64 samples. open_clip does not
-flip. This project hands on uint8 and normalises on the device; `crossvit_normalised` does that in this thread too, as the others do.
+flip. This project hands on uint8 and normalises on the device; `crossvit_normalised` does that in this thread too, as the others do, and
+`crossvit_decoding` reads and decodes the files and does no more.
 
 The pictures are the JPEG files below --pictures, or drawn ones, scaled (short side 256) or cropped and scaled (500 x 375), JPEG of quality
 90; captions are drawn. Figures are samples by process CPU seconds, the best of the rounds. Prints one json object, and writes it to --out.
@@ -32,7 +33,7 @@ from PIL import Image, ImageFilter, ImageOps
 SCALE = (0.5, 1.0)
 BATCH = 64
 WORDS = "a man woman dog cat sits stands on near the table street red blue with two people riding large small"
-PATHS = ("crossvit", "crossvit_normalised", "torch_by_hand", "open_clip")
+PATHS = ("crossvit", "crossvit_normalised", "torch_by_hand", "open_clip", "crossvit_decoding")
 
 
 def main() -> None:
@@ -77,6 +78,7 @@ def measure(root: Path, size: int, rounds: int) -> dict[str, dict[str, float]]:
     data, loader = paths["crossvit"]
     paths["crossvit"] = loader
     paths["crossvit_normalised"] = Normalised(data.on_after_batch_transfer, loader)
+    paths["crossvit_decoding"] = Decoded(data.index("train").pictures)
     best = dict.fromkeys(PATHS, 0.0)
     for number in range(rounds + 1):  # the first warms up
         for name in PATHS:
@@ -100,6 +102,16 @@ class Normalised:
 
     def __iter__(self):
         return (self.normalise(batch, 0) for batch in self.loader)
+
+
+class Decoded:
+    """Pictures one by one at full size, as batches of one."""
+
+    def __init__(self, pictures) -> None:
+        self.pictures = pictures
+
+    def __iter__(self):
+        return ([[self.pictures.read(i)]] for i in range(len(self.pictures)))
 
 
 def crossvit_loader(root: Path, size: int):

@@ -175,10 +175,10 @@ def _ids(split: Split) -> list[Finding]:
     """Names of pictures, and ids of pictures and captions, that occur again. Most readers leave such records out: see `records`."""
     index, found = split.index, []
     if not isinstance(index.pictures, CroppedPictures):
-        hashes = np.fromiter(map(_name_hash, index.pictures.names), np.uint64, len(index.pictures))
-        again = _repeats(hashes)
-        names = [index.pictures.names[int(i)] for i in again[:EXAMPLES]]
-        found += _finding("ids", split.name, len(again), f"{len(again):,} pictures are listed again", names)
+        path, count = index.pictures.path, len(index.pictures)
+        again = _repeats(np.fromiter((_hash(path(i)) for i in range(count)), np.uint64, count))
+        paths = [path(int(i)) for i in again[:EXAMPLES]]
+        found += _finding("ids", split.name, len(again), f"{len(again):,} pictures are listed again", paths)
     if isinstance(index, CaptionIndex):
         for what, ids in (("picture", index.image_ids), ("caption", index.caption_ids)):
             again = _repeats(ids)
@@ -371,7 +371,7 @@ def _repeats(values: np.ndarray) -> np.ndarray:
     return np.flatnonzero(again)
 
 
-def _name_hash(name: str) -> int:
+def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
 
 

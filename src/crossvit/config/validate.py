@@ -154,6 +154,8 @@ CHECKS: dict[str, Check] = {
     "objective.adversarial.step_size": _number(above=0),
     "objective.adversarial.steps": _integer(1),
     "objective.itc.queue_size": _integer(0),
+    "objective.itc.tile": _integer(1, null=True),
+    "objective.sigmoid.tile": _integer(1, null=True),
     "objective.itc.label_smoothing": _number(0, 0.99),
     "objective.distill.hard_negatives": _choice(("True", "False", "random")),
     "objective.crossdual.hard_negatives": _choice(("True", "False", "random")),

@@ -51,7 +51,8 @@ class CaptionFolderDataModule(CaptionDataModule):
     def _read_split(self, split: str) -> CaptionIndex:
         source = self.held_out.source(split)
         folder = self.root / source
-        if not folder.is_dir() and source == "train":
+        others = [name for name in self._splits() if name != source and (self.root / name).is_dir()]
+        if not folder.is_dir() and source == "train" and not others:
             folder = self.root
         if not folder.is_dir():
             raise self._layout_error(f"{folder} is not a folder.")

@@ -92,7 +92,9 @@ class KarpathyDataModule(CaptionDataModule):
                 continue
             try:
                 sentences = [(str(s["raw"]), int(s["sentid"])) for s in record["sentences"]]
-                record["filename"], int(record["imgid"])
+                int(record.get("cocoid", record["imgid"]))
+                if not isinstance(record["filename"], str):
+                    raise TypeError(f"filename {record['filename']!r}")
             except (KeyError, TypeError, ValueError) as error:
                 defects.append(BadRecord(f"{file}: images[{number}]", f"no {error}"))
                 continue
@@ -136,7 +138,7 @@ class KarpathyDataModule(CaptionDataModule):
             folder = next((root / name for name in _FOLDERS[self.source] if (root / name).is_dir()), root)
             return Pictures(names, [folder])
         years = [root / year for year in _YEARS if (root / year).is_dir()]
-        if years and not (root / names[0]).parent.is_dir():
+        if years and names and not (root / names[0]).parent.is_dir() and all("cocoid" in record for record in records):
             return Pictures([f"{int(record['cocoid']):012d}.jpg" for record in records], years)
         return Pictures(names, [root])
 

@@ -257,6 +257,8 @@ def packing(data: CrossViTDataModule, split: str) -> Packing:
     """What `Pack` writes of a split. Raises UserError where the dataset is wrong, or where a sample has two pictures."""
     data.check_split(split)
     index = data.index(split)
+    if not hasattr(index.pictures, "encoded"):
+        raise UserError(f"{type(data).__name__} holds no files of its own: pack each of its sources.")
     if not isinstance(index, PairIndex):
         return Packing(index.pictures, np.arange(len(index.pictures)), labels=index.labels)
     if index.rows.ndim > 1:

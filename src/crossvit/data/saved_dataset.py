@@ -1,7 +1,6 @@
 """Datasets of the Hugging Face library, as its `save_to_disk` leaves them."""
 
 import bisect
-import json
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -168,7 +167,8 @@ class SavedDatasetDataModule(CaptionDataModule):
 
     def _folder(self, split: str) -> Path:
         if (self.root / "dataset_dict.json").is_file():
-            splits = json.loads((self.root / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+            content = read_json(self.root / "dataset_dict.json")
+            splits = content.get("splits", []) if isinstance(content, dict) else []
             if split not in splits:
                 raise UserError(f"{self.root}: no split '{split}' was saved (its splits: {', '.join(splits)}).")
             return self.root / split

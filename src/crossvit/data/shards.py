@@ -179,6 +179,8 @@ class Shards:
                 "{train: PATTERN, val: PATTERN}, or data.held_out=0.01 and take the split 'held_out'."
             )
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        if not patterns:
+            raise UserError(f"data.shards={self.patterns} names no shard of split '{split}'.")
         found = [tar for pattern in patterns for tar in self._matching(pattern.replace("{split}", split))]
         return list(dict.fromkeys(found))
 
@@ -208,8 +210,9 @@ class Shards:
         names = expand_braces(pattern)
         if any(character in pattern for character in "*?["):
             found = [sorted(glob.glob(name, root_dir=self.root)) for name in names]
-            if not any(found):
-                raise UserError(f"No shard {self.root / pattern} (data.shards below data.root).")
+            for name, paths in zip(names, found, strict=True):
+                if not paths:
+                    raise UserError(f"No shard {self.root / name} (data.shards={pattern} below data.root).")
             return [self.root / name for group in found for name in group]
         paths = [self.root / name for name in names]
         if absent := [path for path in paths if not path.is_file()]:
@@ -259,7 +262,15 @@ class ShardsDataModule(CaptionDataModule):
 
 
 def read_captions(shards: Sequence[ShardIndex], kept: Callable[[str], bool] | None = None) -> CaptionIndex:
-    """The pictures with a caption in these tars; with `kept` only those whose names it takes."""
+    """The pictures with a caption in these tars; with `kept` only those whose names it takes.
+
+    Raises:
+        UserError: the captions are statements that may be false.
+    """
+    if any(((shard.labels >= 0) & (np.diff(shard.caption_starts) > 0)).any() for shard in shards):
+        raise UserError(
+            f"{shards[0].tar.parent}: these shards hold labelled statements: read them with data=statement_shards."
+        )
     sizes = np.concatenate([np.diff(shard.caption_starts) for shard in shards])
     first = np.concatenate([[0], np.cumsum(sizes)])
     chosen = np.flatnonzero(sizes)

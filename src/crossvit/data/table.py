@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -220,7 +221,9 @@ class LabelledTableDataModule(StatementDataModule):
 
 def _integer(value: Any) -> Any:
     """Cells of a csv are texts."""
-    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.0*)?\s*", value):
+        return int(float(value))  # a column with gaps is written as 1.0
+    return value
 
 
 def _read(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -236,7 +239,7 @@ def _read(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, A
             absent = [column for column in columns if column not in header]
             if absent:
                 raise UserError(
-                    f"{file}: no column '{absent[0]}' (it has {', '.join(header)}): set data.image_column, data.caption_column."
+                    f"{file}: no column '{absent[0]}' (it has {', '.join(header)}): set the key of data.*_column that names it."
                 )
             places = [(column, header.index(column)) for column in columns]
             for cells in reader:

@@ -43,6 +43,12 @@ def test_a_folder_without_splits(root, tokenizer):
         make(root, tokenizer).validate()
 
 
+def test_a_training_folder_of_another_name_is_not_the_whole_root(root, tokenizer):
+    (root / "train").rename(root / "training")
+    with pytest.raises(UserError, match="train is not a folder"):
+        make(root, tokenizer).validate()
+
+
 def test_text_files_that_cannot_be_used(root, tokenizer):
     (root / "train/0.txt").unlink()
     (root / "train/1.txt").write_text("\n")

@@ -120,6 +120,21 @@ def test_damaged_records_and_unknown_values(coco, tokenizer):
         make(coco, tokenizer, "flickr8k").validate()
 
 
+def test_records_that_lack_a_name_or_an_id(coco, tokenizer, picture):
+    file = coco / "dataset_coco.json"
+    content = json.loads(file.read_text())
+    train = [record for record in content["images"] if record["split"] == "train"]
+    train[0]["filename"], train[1]["cocoid"] = 3, None
+    file.write_text(json.dumps(content))
+    reasons = [defect.reason for defect in make(coco, tokenizer, max_bad_fraction=0.5).index("train").defects]
+    assert reasons[0] == "no filename 3" and "NoneType" in reasons[1]
+    for record in content["images"]:
+        record["sentences"] = []
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="holds no usable sample"):
+        make(coco, tokenizer, max_bad_fraction=1.0).index("train")
+
+
 def test_every_caption_is_a_sample(coco, tokenizer):
     data = make(coco, tokenizer, captions="every")
     data.validate()

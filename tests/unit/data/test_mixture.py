@@ -15,6 +15,7 @@ from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
 from crossvit.data.mixture import MixtureDataModule
 from crossvit.data.nlvr2 import NLVR2DataModule
+from crossvit.data.pack import packing
 from crossvit.data.sampler import MixtureSampler, SampleKey
 from crossvit.data.vsr import VSRDataModule
 from crossvit.errors import UserError
@@ -92,6 +93,11 @@ def make(sources, tokenizer, **options):
         "val_split": "dev",
     } | options
     return MixtureDataModule(sources=sources, tokenizer=tokenizer, test_split="dev", **settings)
+
+
+def test_a_mixture_is_packed_source_by_source(sources, tokenizer):
+    with pytest.raises(UserError, match="MixtureDataModule holds no files of its own: pack each of its sources"):
+        packing(make(sources, tokenizer), "train")
 
 
 def test_captions_and_statements_in_one_batch(sources, tokenizer):

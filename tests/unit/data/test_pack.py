@@ -99,6 +99,8 @@ def test_statements(tmp_path, tokenizer, picture, write_jsonl):
     assert data.sentences("train").tolist() == source.sentences("train").tolist()
     two = StatementShardsDataModule(root=tmp_path / "out", **SHARDS, **splits)
     assert two.index("train").counts == {"samples": 6, "shards": 2, "label 0": 3, "label 1": 3}
+    with pytest.raises(UserError, match="labelled statements: read them with data=statement_shards"):
+        ShardsDataModule(root=tmp_path / "out", **SHARDS, **splits).index("train")
 
 
 def test_a_drawn_order_holds_the_same_samples(coco_root, tokenizer, tmp_path):

@@ -187,6 +187,8 @@ def test_patterns(root, tokenizer, shards, train):
     [
         ("{split}-{0000..0004}.tar", r"train-0003\.tar is not there, 2 of 5 shards"),
         ("nothing-*.tar", r"No shard .*nothing-\*\.tar"),
+        ("{{split},nope}-*.tar", r"No shard .*nope-\*\.tar"),
+        ([], r"data\.shards=\[\] names no shard of split 'train'"),
         ("train-*.tar", r"names no \{split\}, so there is no split 'val': set data\.shards to \{train"),
         ({"train": "train-*.tar"}, r"names no split 'val' \(its splits: train\)"),
         ("pipe:cat x.tar", "is no path"),

@@ -53,7 +53,7 @@ def test_tsv_a_split_a_file_other_names(root, tokenizer):
     data = make(root, tokenizer, **options)
     data.validate()
     assert data.index("val").counts == {"samples": 1, "captions": 2}
-    with pytest.raises(UserError, match=r"no column 'image' \(it has filepath, title\): set data\.image_column"):
+    with pytest.raises(UserError, match=r"no column 'image' \(it has filepath, title\): set the key"):
         make(root, tokenizer, annotations="{split}.tsv").validate()
 
 
@@ -73,7 +73,7 @@ def test_labels_make_statements(root, tokenizer):
     assert data.index("train").counts == {"samples": 10, "pictures": 5, "label 0": 6, "label 1": 4}
     batch = next(iter(data.pair_loader("val")))
     assert batch.label.tolist() == [1, 1] and batch.image_id.tolist() == [0, 0]
-    write(root / "all.csv", [("0.png", "red", "maybe", "train"), ("0.png", "red", "True", "train")])
+    write(root / "all.csv", [("0.png", "red", "maybe", "train"), ("0.png", "red", "1.0", "train")])
     data = make(root, tokenizer, max_bad_fraction=0.5, **options)
     assert data.index("train").labels.tolist() == [1]
     assert data.index("train").defects[0].reason == "label 'maybe' is not one of 2 relations"

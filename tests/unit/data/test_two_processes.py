@@ -1,6 +1,9 @@
 """Order, resume and damage under two gloo processes, as Lightning starts them."""
 
 import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import lightning
@@ -12,6 +15,7 @@ from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
 from crossvit.data.pack import Pack
 from crossvit.data.shards import ShardsDataModule
+from crossvit.data.stream import StreamDataModule
 
 
 class Writer(lightning.LightningModule):
@@ -103,3 +107,25 @@ def test_shards_under_two_processes(coco_root, tokenizer, tmp_path):
     for devices, whole in ((2, [first, second]), (1, [alone])):
         again = fit(root, tmp_path / f"again{devices}", devices, str(tmp_path / "two/step=3.ckpt"), shards)
         assert again == [rows[3:] for rows in whole]
+
+
+@pytest.mark.slow
+def test_a_stream_under_two_processes(coco_root, tokenizer, tmp_path):
+    settings = {"image_size": 8, "batch_size": 2, "eval_batch_size": 4, "tokenizer": tokenizer, "val_split": None}
+    packed, address = tmp_path / "packed", "http://127.0.0.1:{}"
+    Pack(COCODataModule(root=coco_root, test_split=None, **settings), packed, ["train"], 2, shuffle=False).run()
+    handler = partial(SimpleHTTPRequestHandler, directory=packed)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def stream(root):
+            given = {"cache_dir": tmp_path / "cache", "shuffle_buffer": 2, "test_split": None}
+            return StreamDataModule(root=address.format(server.server_port), **given, **settings)
+
+        first, second = fit(None, tmp_path / "two", build=stream)
+        again = fit(None, tmp_path / "again", 2, str(tmp_path / "two/step=3.ckpt"), stream)
+        server.shutdown()
+    for epoch in (0, 1):
+        seen = [i for rows in (first, second) for row in rows if row[1] == epoch for i in row[3]]
+        assert sorted(seen) == list(range(10))
+    assert again == [first[3:], second[3:]]

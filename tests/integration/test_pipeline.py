@@ -101,6 +101,7 @@ def test_another_place_and_pace_change_nothing(copy, job, again):
     assert state(copy / "runs" / "stages") == before
 
 
+@pytest.mark.slow
 def test_what_matters_is_trained_again_and_what_comes_before_is_not(copy, job, again):
     before = state(copy / "runs" / "stages")
     done = job(*again(copy), 'chain.coco=["optimizer.lr=3e-4"]')

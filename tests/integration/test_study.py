@@ -26,6 +26,7 @@ def written(results) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in results.iterdir()} if results.is_dir() else {}
 
 
+@pytest.mark.slow
 def test_its_cells_a_second_run_and_the_report(study, results, job, tmp_path):
     done = job(*study)
     assert done.code == 0, done.err

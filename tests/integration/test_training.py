@@ -58,6 +58,7 @@ def whole(corpus, smoke, tmp_path_factory) -> dict:
     return read_state_dict(stage / "weights.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "ctrl-c"])
 def test_a_stage_that_is_cut_off_goes_on_and_ends_as_if_it_had_not_been(how, vlr, whole, start, job, tmp_path):
     first = start(*vlr, *LONG)
@@ -91,6 +92,7 @@ def test_two_jobs_at_once_train_it_once(vlr, start, tmp_path):
     assert len(finished(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_each_shared_stage_once(job, corpus, smoke, tmp_path):
     """The second backbone is a user's own: one yaml in a directory of theirs."""
     stem = compose(["patch_encoder=conv_stem"]).patch_encoder

@@ -255,7 +255,7 @@ class _Columns:
 
     def arrays(self) -> dict[str, np.ndarray]:
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 5).T
-        numbers = dict(zip(("offsets", "sizes", "labels", "image_ids"), (row.copy() for row in rows), strict=False))
+        numbers = dict(zip(("offsets", "sizes", "labels", "image_ids"), (row.copy() for row in rows[:4]), strict=True))
         texts = {"names": self.names, "captions": self.captions, "relations": self.relations}
         ends = {f"{name}_ends": np.array(column.ends, dtype=np.int64) for name, column in texts.items()}
         flat = {f"{name}_text": np.frombuffer(bytes(column.text), np.uint8) for name, column in texts.items()}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from crossvit.errors import UserError
-from crossvit.evaluation.subject import PAIRS_PER_CALL, Measurement, Subject
+from crossvit.evaluation.subject import PAIRS_PER_CALL, Measurement, Subject, encode_pictures
 from crossvit.metrics import accuracy_at_k, estimate
 
 
@@ -27,11 +27,7 @@ class Order:
         if not (subject.scores_dual or subject.scores_fused):
             return []
         model, device = subject.model, subject.device
-        batches = subject.batches(self.data, self.data.image_loader(self.split))
-        pictures = [(model.visual_features(batch.image), batch.label) for batch in batches]
-        visual, label = (torch.cat(column) for column in zip(*pictures, strict=True))
-        row = {image_id: i for i, image_id in enumerate(label.tolist())}
-        image = model.embed_visual(visual)
+        visual, image, row = encode_pictures(subject, self.data, self.split)
         choices = [choice for choice in self.data.choices(self.split) if choice.image_id in row]
         options = 1 + len(choices[0].false)
         scores: dict[str, list[Tensor]] = {}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from crossvit.errors import UserError
-from crossvit.evaluation.subject import PAIRS_PER_CALL, Measurement, Subject
+from crossvit.evaluation.subject import PAIRS_PER_CALL, Measurement, Subject, encode_pictures
 from crossvit.metrics import estimate, quad_accuracy
 from crossvit.metrics.compositional import QUAD_CHANCE
 
@@ -28,11 +28,7 @@ class Quads:
         if not (subject.scores_dual or subject.scores_fused):
             return []
         model, device = subject.model, subject.device
-        batches = subject.batches(self.data, self.data.image_loader(self.split))
-        pictures = [(model.visual_features(batch.image), batch.label) for batch in batches]
-        visual, label = (torch.cat(column) for column in zip(*pictures, strict=True))
-        row = {position: i for i, position in enumerate(label.tolist())}
-        image = model.embed_visual(visual)
+        visual, image, row = encode_pictures(subject, self.data, self.split)
         quads = [quad for quad in self.data.quads(self.split) if row.keys() >= set(quad.pictures)]
         scores: dict[str, list[Tensor]] = {}
         for start in range(0, len(quads), PAIRS_PER_CALL // 4):

@@ -74,6 +74,22 @@ class Subject:
             yield moved._replace(image=data.normalize(moved.image)) if "image" in moved._fields else moved
 
 
+class Pictures(NamedTuple):
+    """The pictures of a split after the vision tower, on the device."""
+
+    visual: Tensor  # (I, N, d)
+    image: Tensor  # (I, E), L2-normalised
+    row: dict[int, int]  # label of a picture (its id, or its place) -> row; a damaged one is missing
+
+
+def encode_pictures(subject: Subject, data, split: str) -> Pictures:
+    """Runs the vision tower once over every image of a split."""
+    batches = subject.batches(data, data.image_loader(split))
+    pictures = [(subject.model.visual_features(batch.image), batch.label) for batch in batches]
+    visual, label = (torch.cat(column) for column in zip(*pictures, strict=True))
+    return Pictures(visual, subject.model.embed_visual(visual), {name: i for i, name in enumerate(label.tolist())})
+
+
 class Corpus(NamedTuple):
     """Both sides of a retrieval corpus after the towers: rows in dataset order, on the device.
 

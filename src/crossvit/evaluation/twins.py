@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossvit.data.coco import COCODataModule, Twin
 from crossvit.errors import UserError
-from crossvit.evaluation.subject import PAIRS_PER_CALL, Measurement, Subject
+from crossvit.evaluation.subject import PAIRS_PER_CALL, Measurement, Subject, encode_pictures
 from crossvit.metrics import by_kind, caption_plausibility, two_way_accuracy
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -34,11 +34,7 @@ class Twins:
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
         model, device = subject.model, subject.device
-        batches = subject.batches(self.data, self.data.image_loader(self.split))
-        pictures = [(model.visual_features(batch.image), batch.label) for batch in batches]
-        visual, label = (torch.cat(column) for column in zip(*pictures, strict=True))
-        row = {image_id: i for i, image_id in enumerate(label.tolist())}
-        image = model.embed_visual(visual)
+        visual, image, row = encode_pictures(subject, self.data, self.split)
         twins = [twin for twin in self.data.twins(self.split) if twin.image_id in row]
         right: dict[str, list[Tensor]] = {}
         for start in range(0, len(twins), PAIRS_PER_CALL):

@@ -20,6 +20,7 @@ def check_stage(config: StageConfig, data) -> None:
         build_trainer(cfg, Path(cfg.paths.run_dir))
         task = build_task(cfg, num_classes=len(data.classes) if hasattr(data, "classes") else None)
         parameter_groups(task.network, 1.0, cfg.optimizer.lr_scale or {})
+        check_monitors(cfg, task.validation_figures(data))
         if cfg.stage.task == "cross_modal":
             check_terms(task.terms, data)
     except UserError as error:
@@ -37,6 +38,18 @@ def check_data(cfg: DictConfig, data) -> None:
         raise UserError(
             f"{name} holds no classes, which stage.task={task} learns: choose another data=..., e.g. data=imagenet"
         )
+
+
+def check_monitors(cfg: DictConfig, figures: tuple[str, ...]) -> None:
+    """Raises UserError where the gate or another callback waits for a figure that no validation of the stage will log."""
+    if not figures:  # nothing is validated
+        return
+    for name, node in cfg.callbacks.items():
+        if node is None or node.get("threshold", 0) is None:  # a gate that never opens
+            continue
+        monitor = node.get("monitor")
+        if monitor is not None and monitor not in figures:
+            raise UserError(f"callbacks.{name}.monitor={monitor}: this stage's validation logs {', '.join(figures)}")
 
 
 def check_terms(terms, data) -> None:

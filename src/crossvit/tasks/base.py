@@ -41,6 +41,10 @@ class Task(L.LightningModule):
         """The module whose parameter names the stages agree on."""
         return self
 
+    def validation_figures(self, data) -> tuple[str, ...]:
+        """Names of what a validation on the LightningDataModule's pairs or pictures logs."""
+        raise NotImplementedError
+
     def export(self) -> dict[str, Tensor]:
         """The trained weights under the names of `network`, on the CPU."""
         return {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}

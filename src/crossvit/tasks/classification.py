@@ -7,6 +7,8 @@ from crossvit.metrics import IndexedCatMetric, classification_accuracy
 from crossvit.objectives.classification import ClassificationLoss
 from crossvit.tasks.base import Task
 
+KS = (1, 5)
+
 
 class ClassificationTask(Task):
     """Training and validation of any image classifier; subclasses say how an image becomes logits."""
@@ -30,9 +32,12 @@ class ClassificationTask(Task):
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self.val_rows.update(batch.index, logits=self(batch.image).float(), label=batch.label)
 
+    def validation_figures(self, data) -> tuple[str, ...]:
+        return tuple(f"val/acc@{k}" for k in KS)
+
     def on_validation_epoch_end(self) -> None:
         rows = self.val_rows.compute()
         self.val_rows.reset()
-        for k in (1, 5):
+        for k in KS:
             accuracy = classification_accuracy(rows["logits"], rows["label"], k).mean()
             self.log(f"val/acc@{k}", accuracy, prog_bar=True, sync_dist=True)

@@ -23,6 +23,8 @@ from crossvit.tasks.pair_state import pair_state
 from crossvit.tasks.teacher import MomentumTeacher
 
 TRUNK = ("patch_encoder.", "vision.", "text_encoder.")
+DIRECTIONS = {IMAGE_TO_TEXT: "i2t", TEXT_TO_IMAGE: "t2i"}
+KS = (1, 5)
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as open_clip and SLIP clamp it
 
 
@@ -176,6 +178,13 @@ class CrossModalTask(Task):
                 batch.index, embedding=embedding.float(), image_id=batch.image_id, text_id=batch.text_id
             )
 
+    def validation_figures(self, data) -> tuple[str, ...]:
+        if data.val_split is None:
+            return ()
+        if data.index(data.val_split).labels is not None:
+            return ("val/accuracy",)
+        return tuple(f"val/{short}/acc@{k}" for short in DIRECTIONS.values() for k in KS)
+
     def on_validation_epoch_end(self) -> None:
         images, texts, pairs = self.val_images.compute(), self.val_texts.compute(), self.val_pairs.compute()
         for metric in (self.val_images, self.val_texts, self.val_pairs):
@@ -186,10 +195,9 @@ class CrossModalTask(Task):
         if images and texts:
             corpus = ImageTextPairs(images["image_id"], texts["image_id"], texts["text_id"])
             for direction, result in embedding_retrieval(images["embedding"], texts["embedding"], corpus).items():
-                short = {IMAGE_TO_TEXT: "i2t", TEXT_TO_IMAGE: "t2i"}[direction]
-                for k in (1, 5):
+                for k in KS:
                     accuracy = result.accuracy(k).mean().float().to(self.device)
-                    self.log(f"val/{short}/acc@{k}", accuracy, prog_bar=k == 1, sync_dist=True)
+                    self.log(f"val/{DIRECTIONS[direction]}/acc@{k}", accuracy, prog_bar=k == 1, sync_dist=True)
 
 
 def pair_logits(model: CrossViT, batch: PairBatch, relation: bool = False) -> Tensor:

@@ -18,7 +18,7 @@ from crossvit.models.weights import read_state_dict
 from crossvit.stages import chain as module
 from crossvit.stages import evaluating
 from crossvit.stages.build import build_model, build_task
-from crossvit.stages.chain import describe, hand_over, run_chain
+from crossvit.stages.chain import describe, hand_over, open_data, run_chain
 from crossvit.stages.restore import restore_model, stored_config
 from crossvit.stages.store import StageStore, StoredStage
 
@@ -47,6 +47,13 @@ def copy(stages, tmp_path) -> Path:
 
 
 class TestRunChain:
+    def test_a_task_says_what_its_validation_logs(self, links):
+        for link in links:
+            data = open_data(link.config)
+            task = build_task(link.config.cfg, num_classes=len(getattr(data, "classes", ())) or None)
+            logged = {name for name in link.stored.provenance["metrics"] if name.startswith("val/")}
+            assert set(task.validation_figures(data)) == logged != set()
+
     def test_the_stages_in_order(self, links, root):
         assert [link.config.name for link in links] == ["imagenet", "coco", "vlr"]
         assert all(link.trained for link in links)
@@ -199,6 +206,30 @@ class TestEvaluate:
         count = {c.candidates for c in cells("suite.coco.evaluator.candidates=4") if c.task == "vqcmi"}
         assert count == {4}
         assert {c.candidates for c in cells("suite.coco.evaluator.candidates=6") if c.task == "vqcmi"} == {6}
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            (
+                {"evaluator": {"_target_": "crossvit.evaluation.matching.Matching"}},
+                "suite.mine: has no data, e.g. .*/data@mine.data",
+            ),
+            (
+                {"data": {"_target_": "crossvit.data.coco.COCODataModule"}},
+                "suite.mine: has no evaluator, e.g. mine.evaluator._target_",
+            ),
+            ("coco", "suite.mine: has no data"),
+        ],
+        ids=["no data", "no evaluator", "a word"],
+    )
+    def test_half_an_entry_is_named(self, stages, root, entry, message):
+        cfg = compose([*SMOKE, f"paths.root={root}"], "pipeline")
+        suite = OmegaConf.create({"mine": entry})
+        with pytest.raises(UserError, match=message):
+            evaluating.evaluate_stages([stages["vlr"]], suite, cfg.paths)
+        with pytest.raises(UserError, match=message):
+            cfg.suite = suite
+            evaluating.check_suite(cfg)
 
     def test_the_full_suite(self, stages, root, monkeypatch):
         cfg = compose([*SMOKE, f"paths.root={root}", "suite=full", "~suite.vsr_medium"], "pipeline")

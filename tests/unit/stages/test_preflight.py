@@ -10,7 +10,7 @@ from crossvit.config import StageConfig, compose
 from crossvit.errors import UserError
 from crossvit.objectives.contrastive import ContrastiveLoss
 from crossvit.objectives.relation import RelationLoss, TwoImageLoss
-from crossvit.stages.preflight import check_data, check_stage, check_terms
+from crossvit.stages.preflight import check_data, check_monitors, check_stage, check_terms
 
 
 class Classes:
@@ -93,3 +93,23 @@ def test_no_gpu():
 def test_values_that_only_the_library_knows(override, message):
     with pytest.raises(UserError, match=message):
         check("trainer=cpu", override)
+
+
+def test_a_callback_that_waits_for_a_figure_nobody_logs():
+    cfg = compose(["stage=coco", "callbacks=early_stopping", "callbacks.early_stopping.monitor=val/t2i/acc@2"])
+    figures = ("val/i2t/acc@1", "val/t2i/acc@1")
+    with pytest.raises(
+        UserError, match=r"callbacks.early_stopping.monitor=val/t2i/acc@2: .* val/i2t/acc@1, val/t2i/acc@1"
+    ):
+        check_monitors(cfg, figures)
+    check_monitors(cfg, ())  # nothing is validated
+
+
+@pytest.mark.parametrize(("threshold", "refused"), [("0.9", True), ("null", False)])
+def test_a_gate_that_never_opens_may_watch_anything(threshold, refused):
+    cfg = compose(["stage=coco", f"callbacks.gate.threshold={threshold}", "callbacks.gate.monitor=val/nothing"])
+    if refused:
+        with pytest.raises(UserError, match="callbacks.gate.monitor=val/nothing"):
+            check_monitors(cfg, ("val/t2i/acc@1",))
+    else:
+        check_monitors(cfg, ("val/t2i/acc@1",))

@@ -33,13 +33,15 @@ class TextEncoder(nn.Module):
     pooling: `cls` the first token (bidirectional encoders), `eot` the last real one (causal encoders), `mean` over the
         real ones.
     causal: a token reads only those before it, as in CLIP.
+    positions: False makes an encoder that cannot know the order of words, a bag of them: a control.
 
     An encoder looks its words up in `embed`, and reads others instead where `forward` is given some: a masked or a perturbed caption.
 
     Word and position embeddings both start at a standard deviation of .02. torch's own N(0, 1) for words would drown
     the positions and leave the encoder blind to word order.
 
-    Raises ValueError for an unknown pooling, and in `forward` for more tokens than `context_length`.
+    Raises ValueError for an unknown pooling, for `causal` without positions (what a token may read gives the order
+    away), and in `forward` for more tokens than `context_length`.
     """
 
     def __init__(
@@ -53,12 +55,15 @@ class TextEncoder(nn.Module):
         eot_id: int | None = None,
         pooling: Literal["cls", "eot", "mean"] = "cls",
         causal: bool = False,
+        positions: bool = True,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if pooling not in ("cls", "eot", "mean"):
             raise ValueError(f"pooling {pooling!r}: choose cls, eot or mean")
+        if causal and not positions:
+            raise ValueError("positions=false with causal=true: a causal encoder knows the order of words all the same")
         self.width = self.word_width = width
         self.context_length = context_length
         self.vocab_size = vocab_size
@@ -67,9 +72,10 @@ class TextEncoder(nn.Module):
         self.pooling = pooling
         self.causal = causal
         self.token_embedding = nn.Embedding(vocab_size, width)
-        self.position = nn.Parameter(torch.empty(context_length, width))
+        self.position = nn.Parameter(torch.empty(context_length, width)) if positions else None
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.position, std=0.02)
+        if self.position is not None:
+            nn.init.normal_(self.position, std=0.02)
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -101,7 +107,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{length} tokens, but the text encoder's context_length is {self.context_length}")
         mask = real_tokens(tokens, self.pad_id, self.eot_id, mask)
         words = self.embed(tokens) if words is None else words
-        x = self.drop(words + self.position[:length])
+        x = self.drop(words if self.position is None else words + self.position[:length])
         for block in self.blocks:
             x, _ = block(x, mask=mask, causal=self.causal)
         x = self.norm(x)

@@ -43,6 +43,7 @@ NEUTRAL = {
     "permutations": 6,
     "truncation_side": "right",
     "lowercase": False,
+    "positions": True,
 }
 """Settings under which nothing is other than before there was such a key: stages from then keep their names."""
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")

@@ -94,3 +94,19 @@ def test_built_for_a_tokenizer():
     text = TextEncoder.for_tokenizer(Words(), width=8, depth=1, heads=2)
     assert text.token_embedding.num_embeddings == 11 and text.context_length == 6
     assert text(torch.tensor([[2, 3, 4, 1, 1]])).mask.int().tolist() == [[1, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_without_positions_it_is_a_bag_of_words(pooling):
+    torch.manual_seed(0)
+    text, ordered = (TextEncoder(50, 20, 12, 2, 2, pooling=pooling, positions=p).eval() for p in (False, True))
+    a, b = torch.tensor([[2, 5, 6, 7, 8, 0]]), torch.tensor([[2, 8, 7, 6, 5, 0]])
+    assert torch.allclose(text(a).pooled, text(b).pooled, atol=1e-6)
+    assert torch.allclose(text(a).tokens[0, 1:5], text(b).tokens[0, 1:5].flip(0), atol=1e-6)
+    assert not torch.allclose(ordered(a).pooled, ordered(b).pooled, atol=1e-3)
+    assert "position" not in text.state_dict()
+
+
+def test_a_causal_bag_of_words_is_refused():
+    with pytest.raises(ValueError, match="positions=false with causal=true"):
+        TextEncoder(50, 20, 12, 2, 2, causal=True, positions=False)

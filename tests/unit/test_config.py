@@ -140,6 +140,25 @@ class TestValues:
         assert "optimizer.algorithm.fused=false" in error_of("trainer.precision=16-mixed")
         assert chain_configs(["trainer.precision=16-mixed", "optimizer.algorithm.fused=false", "stage.parent=null"])
 
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            (
+                "{evaluator:{_target_:crossvit.evaluation.matching.Matching}}",
+                r"suite.mine: has no data \(/data@mine.data",
+            ),
+            (
+                "{data:{_target_:crossvit.data.coco.COCODataModule}}",
+                "suite.mine: has no evaluator .suite.mine.evaluator._target_",
+            ),
+            ("coco", "suite.mine: has no data"),
+        ],
+        ids=["no data", "no evaluator", "a word"],
+    )
+    def test_half_a_test_of_the_suite_is_named(self, entry, message):
+        with pytest.raises(UserError, match=message):
+            validate(compose([f"+suite.mine={entry}"], "pipeline"))
+
     def test_a_key_without_a_value_is_named(self):
         assert error_of("text_encoder=huggingface").startswith("text_encoder.folder: has no value yet")
 

@@ -35,6 +35,7 @@ def validate(cfg: DictConfig) -> None:
     _check_strategy(plain)
     _check_divisible(plain)
     _check_fused_with_scaler(plain)
+    _check_suite(plain)
     check_own_targets(plain)
 
 
@@ -247,6 +248,20 @@ def _check_fused_with_scaler(plain: dict) -> None:
             "trainer.precision=16-mixed cannot clip gradients under a fused optimizer: set optimizer.algorithm.fused=false, "
             "or precision bf16-mixed"
         )
+
+
+def _check_suite(plain: dict) -> None:
+    """Every test has its two halves."""
+    for name, entry in (plain.get("suite") or {}).items():
+        if entry is None:
+            continue
+        for half, place in (
+            ("data", f"/data@{name}.data: NAME in the defaults of a suite"),
+            ("evaluator", f"suite.{name}.evaluator._target_"),
+        ):
+            node = entry.get(half) if isinstance(entry, dict) else None
+            if not isinstance(node, dict) or node.get("_target_") is None:
+                raise UserError(f"suite.{name}: has no {half} ({place}); suite.{name}=null leaves the test out")
 
 
 _ABSENT = object()

@@ -56,7 +56,6 @@ def evaluate_stages(
         for name, entry in cfg.suite.items():
             if entry is None:
                 continue
-            check_entry(name, entry)
             plain = _resolved(entry, f"suite.{name}", stored)
             address = json.dumps([plain["data"], OmegaConf.to_container(cfg.tokenizer, resolve=True)])
             if address not in opened:
@@ -94,21 +93,7 @@ def check_suite(cfg: DictConfig) -> None:
     """Raises UserError where the data of a test is not what it should be; a pipeline asks before it trains."""
     for name, entry in cfg.suite.items():
         if entry is not None:
-            check_entry(name, entry)
             make_evaluator(name, entry, open_data(cfg, name, entry))
-
-
-def check_entry(name: str, entry: Any) -> None:
-    """Raises UserError where an entry of the suite lacks one of its two halves."""
-    for half, example in (
-        ("data", "/data@%s.data: scenes_coco in the defaults of the suite"),
-        ("evaluator", "%s.evaluator._target_"),
-    ):
-        node = entry.get(half) if isinstance(entry, DictConfig) else None
-        if not isinstance(node, DictConfig) or node.get("_target_") is None:
-            raise UserError(
-                f"suite.{name}: has no {half}, e.g. {example % name}; suite.{name}=null leaves the entry out"
-            )
 
 
 def make_evaluator(name: str, entry: DictConfig, data):

@@ -207,30 +207,6 @@ class TestEvaluate:
         assert count == {4}
         assert {c.candidates for c in cells("suite.coco.evaluator.candidates=6") if c.task == "vqcmi"} == {6}
 
-    @pytest.mark.parametrize(
-        ("entry", "message"),
-        [
-            (
-                {"evaluator": {"_target_": "crossvit.evaluation.matching.Matching"}},
-                "suite.mine: has no data, e.g. .*/data@mine.data",
-            ),
-            (
-                {"data": {"_target_": "crossvit.data.coco.COCODataModule"}},
-                "suite.mine: has no evaluator, e.g. mine.evaluator._target_",
-            ),
-            ("coco", "suite.mine: has no data"),
-        ],
-        ids=["no data", "no evaluator", "a word"],
-    )
-    def test_half_an_entry_is_named(self, stages, root, entry, message):
-        cfg = compose([*SMOKE, f"paths.root={root}"], "pipeline")
-        suite = OmegaConf.create({"mine": entry})
-        with pytest.raises(UserError, match=message):
-            evaluating.evaluate_stages([stages["vlr"]], suite, cfg.paths)
-        with pytest.raises(UserError, match=message):
-            cfg.suite = suite
-            evaluating.check_suite(cfg)
-
     def test_the_full_suite(self, stages, root, monkeypatch):
         cfg = compose([*SMOKE, f"paths.root={root}", "suite=full", "~suite.vsr_medium"], "pipeline")
         cells = evaluating.evaluate_stages([stages["vlr"]], cfg.suite, cfg.paths)

@@ -30,6 +30,7 @@ DATASETS = {
     "coco_itm": "COCO (matching)",
     "coco_medium": "COCO (medium)",
     "vlr_medium": "VLR (medium)",
+    "vlr_hard": "VLR (hard)",
     "medical": "MIMIC-CXR",
     "scenes_control": "Scenes (control)",
 }

@@ -14,8 +14,8 @@ class Preset:
 
     forms: relative frequency of each caption form (`describe.FORMS`).
     kinds: the twins it makes (`twins.KINDS`).
-    diagonal: mention only pairs in different rows and columns, so that reading order does not settle who is left of
-    whom.
+    diagonal: evaluation splits mention only pairs in different rows and columns, so that reading order does not settle
+    who is left of whom. Training splits mention the others too: on pairs of one row, which word means what is plain.
     grid: cells in a row and in a column, one object a cell at most.
     diameters: of the size words, as fractions of the image side.
     subject_first: spatial captions name the subject before the object.
@@ -86,6 +86,7 @@ PRESETS: dict[str, Preset] = {
             textures=TEXTURES,
             diagonal=True,
             partial=True,
+            counts={"vsr_train": 24000},
         ),
     )
 }

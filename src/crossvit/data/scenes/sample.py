@@ -1,5 +1,6 @@
 """Random scenes, and which of them a split may use."""
 
+from dataclasses import replace
 from random import Random
 
 from crossvit.data.scenes.graph import CLASSES, COLOURS, HELD_OUT_PAIRS, SHAPES, Obj, Scene
@@ -61,11 +62,11 @@ class ScenePool:
 
     Evaluation pools are drawn first and put their keys into `reserved`, which every later pool avoids: no scene is in
     two splits, none of the evaluated ones in training. Only the compositional pool shows, and only it mentions,
-    held-out pairs.
+    held-out pairs. Training pools mention any two objects, evaluation pools those of the preset's `diagonal`.
     """
 
     def __init__(self, preset: Preset, rng: Random, reserved: set, *, training: bool, compositional: bool = False):
-        self.preset = preset
+        self.preset = replace(preset, diagonal=preset.diagonal and not training)
         self.rng = rng
         self.reserved = reserved
         self.training = training

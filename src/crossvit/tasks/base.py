@@ -9,6 +9,8 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
 from crossvit.errors import UserError
+from crossvit.models.execution import Execution
+from crossvit.sharding import clip_gradients, is_sharded, put_back, shard, whole
 
 NO_DECAY = ("logit_scale", "position", "cls", "modality", "query")
 
@@ -19,6 +21,7 @@ class Task(L.LightningModule):
     optimizer: (list of parameter groups) -> torch optimizer, e.g. a partial of torch.optim.AdamW.
     schedule: (step, total steps) -> factor of the base rate; see `tasks/schedules.py`.
     lr_scale: factors of the base rate by prefix of the parameter name in `network`; the longest prefix that fits decides.
+    execution: how the network runs.
     """
 
     provides: tuple[str, ...] = ()
@@ -29,21 +32,50 @@ class Task(L.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Callable[[int, int], float],
         lr_scale: Mapping[str, float] | None = None,
+        execution: Execution = Execution(),
     ) -> None:
         super().__init__()
         self._optimizer = optimizer
         self._schedule = schedule
         self._lr_scale = dict(lr_scale or {})
         self._total_steps: int | None = None
+        self._execution = execution
+        self._configured = False
 
     @property
     def network(self) -> nn.Module:
         """The module whose parameter names the stages agree on."""
         return self
 
+    @property
+    def differentiates_by_parameters(self) -> bool:
+        """Whether a step itself asks for gradients of the weights, which then have to be whole all through it."""
+        return False
+
+    def configure_model(self) -> None:
+        """Lightning calls this in the process that trains, before there is an optimiser."""
+        if self._configured:
+            return
+        self._configured = True
+        for network in self._networks():
+            self._execution.apply(network)
+        if self.device_mesh is not None:
+            if self.trainer.strategy._layer_sync is not None:
+                self.trainer.strategy._layer_sync.apply(self)
+            steps = ("training_step", "validation_step")
+            shard(self, self.device_mesh["data_parallel"], steps, as_one=self.differentiates_by_parameters)
+
+    def _networks(self) -> list[nn.Module]:
+        """All that runs in a step."""
+        return [self.network]
+
+    def on_after_backward(self) -> None:
+        if is_sharded(self):
+            put_back(self)
+
     def export(self) -> dict[str, Tensor]:
-        """The trained weights under the names of `network`, on the CPU."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        """The trained weights under the names of `network`, on the CPU, in fp32 whatever they were trained in."""
+        return {name: _plain(value) for name, value in self.network.state_dict().items()}
 
     def configure_optimizers(self) -> dict:
         optimizer = self._optimizer(parameter_groups(self.network, self._base_rate(), self._lr_scale))
@@ -62,7 +94,9 @@ class Task(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Lightning refuses to clip under a fused optimiser and any mixed precision; only a loss scaler stands in the way of it."""
         precision = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(precision, MixedPrecision) and precision.scaler is None:
+        if gradient_clip_val and is_sharded(self):
+            clip_gradients(precision.main_params(optimizer), gradient_clip_val, gradient_clip_algorithm or "norm")
+        elif gradient_clip_val and isinstance(precision, MixedPrecision) and precision.scaler is None:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
         else:
@@ -93,10 +127,16 @@ class Task(L.LightningModule):
         return keywords["lr"]
 
 
+def _plain(value: Tensor) -> Tensor:
+    value = whole(value.detach()).cpu().contiguous()
+    return value.float() if value.is_floating_point() else value
+
+
 def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, float]) -> list[dict]:
     """Groups by learning rate and weight decay, of the parameters that require a gradient.
 
-    Vectors (norms, biases) and the tables and scalars named in NO_DECAY are not decayed. Raises UserError for a prefix that
+    Vectors (norms, biases) and the tables and scalars named in NO_DECAY are not decayed. Scalars are by themselves: they are whole where
+    all others are sharded, and an optimiser takes a group at a time. Raises UserError for a prefix that
     no parameter has.
     """
     unused = [prefix for prefix in lr_scale if not any(n.startswith(prefix) for n, _ in network.named_parameters())]
@@ -105,7 +145,7 @@ def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, flo
         raise UserError(
             f"optimizer.lr_scale.{unused[0]}: no parameter's name begins so; the parts are {', '.join(parts)}"
         )
-    groups: dict[tuple[float, bool], dict] = {}
+    groups: dict[tuple[float, bool, bool], dict] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -113,7 +153,7 @@ def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, flo
         factor = lr_scale[max(fitting, key=len)] if fitting else 1.0
         leaf = name.rsplit(".", 1)[-1]
         decays = parameter.dim() > 1 and not any(word in leaf for word in NO_DECAY)
-        group = groups.setdefault((factor, decays), {"params": [], "lr": rate * factor})
+        group = groups.setdefault((factor, decays, parameter.dim() == 0), {"params": [], "lr": rate * factor})
         if not decays:
             group["weight_decay"] = 0.0
         group["params"].append(parameter)

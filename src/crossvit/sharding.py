@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from crossvit.models.execution import blocks
 
@@ -34,8 +34,8 @@ def shard(module: nn.Module, mesh: Any, steps: Iterable[str], as_one: bool = Fal
     """Shards `module` over the processes of `mesh`: its Transformer blocks one by one, and what is left as one more unit.
 
     steps: names of the methods that read weights; they gather the last unit, which stays whole until `put_back`. as_one: no units for
-    blocks, so that all weights are whole during a step and may be differentiated by. Scalars cannot be cut: they stay whole everywhere and
-    their gradients are averaged.
+    blocks, so that all weights are whole during a step and may be differentiated by. Scalars cannot be cut: they stay whole everywhere, see
+    `replica`.
     """
     scalars = {p for p in module.parameters() if p.dim() == 0}
     for parameter in module.parameters():  # FSDP takes no channels-last weights
@@ -46,10 +46,30 @@ def shard(module: nn.Module, mesh: Any, steps: Iterable[str], as_one: bool = Fal
     module.set_reshard_after_backward(False, recurse=False)  # an adversary goes backward in mid-step
     for name in steps:
         register_fsdp_forward_method(module, name)
-    group = mesh.get_group()
-    for scalar in scalars:
-        if scalar.requires_grad:
-            scalar.register_post_accumulate_grad_hook(lambda p: torch.distributed.all_reduce(p.grad.div_(group.size()), group=group))
+
+
+def for_optimizer(groups: list[dict], mesh: Any) -> list[dict]:
+    """Groups of parameters in which the whole ones among the sharded are replaced by their replicas."""
+    return [
+        {**group, "params": [p if isinstance(p, DTensor) else replica(p, mesh) for p in group["params"]]}
+        for group in groups
+    ]
+
+
+def replica(parameter: nn.Parameter, mesh: Any) -> nn.Parameter:
+    """What an optimiser sees of a whole parameter beside sharded ones: the same numbers in the same memory, as a DTensor.
+
+    An optimiser that works on many tensors at a time takes them of one kind. The gradient arrives there, averaged over the processes.
+    """
+    same = nn.Parameter(DTensor.from_local(parameter.data, mesh, [Replicate()]), parameter.requires_grad)
+
+    def pass_on(whole_one: Tensor) -> None:
+        torch.distributed.all_reduce(whole_one.grad.div_(mesh.size()), group=mesh.get_group())
+        found = DTensor.from_local(whole_one.grad, mesh, [Replicate()])
+        same.grad, whole_one.grad = found if same.grad is None else same.grad + found, None
+
+    parameter.register_post_accumulate_grad_hook(pass_on)
+    return same
 
 
 def put_back(module: nn.Module) -> None:
@@ -64,19 +84,6 @@ def gather_blocks(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.unshard()
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, algorithm: str) -> None:
-    """`clip_grad_norm_` or `clip_grad_value_` over whole and sharded gradients together."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if algorithm == "value":
-        for grad in grads:
-            grad.clamp_(-limit, limit)
-        return
-    norm = torch.stack([whole(grad.norm()) for grad in grads]).norm()
-    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for grad in grads:
-        (grad.to_local() if isinstance(grad, DTensor) else grad).mul_(factor)
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -96,37 +103,38 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole, on the CPU, on every process."""
+        put_back(self.lightning_module)
         return {name: whole(value).cpu() for name, value in self.lightning_module.state_dict().items()}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """As one device has it."""
-        found = getattr(optimizer, "optimizer", optimizer).state_dict()
+        put_back(self.lightning_module)
+        found = optimizer.state_dict()
         state = {
             place: {key: whole(value).cpu() if isinstance(value, Tensor) else value for key, value in entry.items()}
             for place, entry in found["state"].items()
         }
-        return {"state": state, "param_groups": found["param_groups"]}
+        return {**found, "state": state}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The checkpoint of any strategy; each process takes its part of it."""
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
-        own = self.lightning_module.state_dict()
+        module = self.lightning_module
+        own = module.state_dict()
         weights = {name: _like(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
-        self.lightning_module.load_state_dict(weights, strict=self.lightning_module.strict_loading)
+        module.load_state_dict(weights, strict=module.strict_loading)
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            ordered = [p for group in optimizer.param_groups for p in group["params"]]
-            state = {
-                place: {key: _like(value, ordered[place]) for key, value in entry.items()}
-                for place, entry in saved["state"].items()
-            }
-            optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+            ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for place, entry in saved["state"].items():
+                entry.update({key: _like(value, ordered[place]) for key, value in entry.items() if key != "step"})
+            optimizer.load_state_dict(saved)
         return checkpoint
 
 
 def _like(value: Any, own: Any) -> Any:
     """This process's part of a whole `value`, where `own` of the same shape lies in parts."""
-    if not isinstance(own, DTensor) or not isinstance(value, Tensor) or value.shape != own.shape:
+    if not (isinstance(value, Tensor) and isinstance(own, DTensor) and value.shape == own.shape):
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 

@@ -11,7 +11,9 @@ from crossvit.config.targets import check_own_targets
 from crossvit.errors import UserError
 
 TASKS = ("patch_encoder", "visual_transformer", "cross_modal")
-PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "32", "32-true", "bf16-mixed", "16-mixed", "bf16-true")
+COMPILE_MODES = ("None", "default", "reduce-overhead", "max-autotune")
+SHARDED = "fsdp_spawn"
 CORPORA = ("scenes",)
 PRESETS = ("easy", "medium", "hard")
 MODES = ("max", "min")
@@ -126,6 +128,9 @@ CHECKS: dict[str, Check] = {
     "scenes.seed": _integer(0),
     "scenes.image_size": _integer(8),
     "micro_batch": _integer(1, null=True),
+    "compile": _choice(COMPILE_MODES),
+    "checkpoint_activations": _flag,
+    "channels_last": _flag,
     "arm.length": _number(above=0),
     "transfer.stages": _names,
     "transfer.seeds": _seeds,
@@ -222,7 +227,15 @@ def _check_strategy(plain: dict) -> None:
     if several and not any(word in strategy for word in ("spawn", "fork")):
         raise UserError(
             f"trainer.strategy={strategy} with trainer.devices={devices} would start the whole command once for each device: set "
-            "trainer=ddp or trainer=ddp_sim, or trainer.strategy=ddp_spawn"
+            "trainer=ddp, fsdp, ddp_sim or fsdp_sim, or trainer.strategy=ddp_spawn"
+        )
+    if any(word in strategy for word in ("fsdp", "model_parallel", "deepspeed")) and strategy != SHARDED:
+        raise UserError(
+            f"trainer.strategy={strategy}: weights are sharded by trainer.strategy={SHARDED}, see trainer=fsdp"
+        )
+    if strategy == SHARDED and str(trainer.get("precision")).startswith("16"):
+        raise UserError(
+            f"trainer.precision={trainer['precision']} scales losses, which trainer.strategy={SHARDED} cannot: set trainer.precision=bf16-mixed"
         )
 
 

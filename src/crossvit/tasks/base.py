@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crossvit.errors import UserError
 from crossvit.models.execution import Execution
-from crossvit.sharding import clip_gradients, is_sharded, put_back, shard, whole
+from crossvit.sharding import for_optimizer, is_sharded, put_back, shard, whole
 
 NO_DECAY = ("logit_scale", "position", "cls", "modality", "query")
 
@@ -32,14 +32,14 @@ class Task(L.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Callable[[int, int], float],
         lr_scale: Mapping[str, float] | None = None,
-        execution: Execution = Execution(),
+        execution: Execution | None = None,
     ) -> None:
         super().__init__()
         self._optimizer = optimizer
         self._schedule = schedule
         self._lr_scale = dict(lr_scale or {})
         self._total_steps: int | None = None
-        self._execution = execution
+        self._execution = execution or Execution()
         self._configured = False
 
     @property
@@ -50,6 +50,11 @@ class Task(L.LightningModule):
     @property
     def differentiates_by_parameters(self) -> bool:
         """Whether a step itself asks for gradients of the weights, which then have to be whole all through it."""
+        return False
+
+    @property
+    def runs_again(self) -> bool:
+        """Whether a step runs a part of the network more than once."""
         return False
 
     def configure_model(self) -> None:
@@ -78,7 +83,10 @@ class Task(L.LightningModule):
         return {name: _plain(value) for name, value in self.network.state_dict().items()}
 
     def configure_optimizers(self) -> dict:
-        optimizer = self._optimizer(parameter_groups(self.network, self._base_rate(), self._lr_scale))
+        groups = parameter_groups(self.network, self._base_rate(), self._lr_scale)
+        if is_sharded(self):
+            groups = for_optimizer(groups, self.device_mesh["data_parallel"])
+        optimizer = self._optimizer(groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -94,9 +102,7 @@ class Task(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Lightning refuses to clip under a fused optimiser and any mixed precision; only a loss scaler stands in the way of it."""
         precision = self.trainer.precision_plugin
-        if gradient_clip_val and is_sharded(self):
-            clip_gradients(precision.main_params(optimizer), gradient_clip_val, gradient_clip_algorithm or "norm")
-        elif gradient_clip_val and isinstance(precision, MixedPrecision) and precision.scaler is None:
+        if gradient_clip_val and isinstance(precision, MixedPrecision) and precision.scaler is None:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
         else:
@@ -135,8 +141,7 @@ def _plain(value: Tensor) -> Tensor:
 def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, float]) -> list[dict]:
     """Groups by learning rate and weight decay, of the parameters that require a gradient.
 
-    Vectors (norms, biases) and the tables and scalars named in NO_DECAY are not decayed. Scalars are by themselves: they are whole where
-    all others are sharded, and an optimiser takes a group at a time. Raises UserError for a prefix that
+    Vectors (norms, biases) and the tables and scalars named in NO_DECAY are not decayed. Raises UserError for a prefix that
     no parameter has.
     """
     unused = [prefix for prefix in lr_scale if not any(n.startswith(prefix) for n, _ in network.named_parameters())]
@@ -145,7 +150,7 @@ def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, flo
         raise UserError(
             f"optimizer.lr_scale.{unused[0]}: no parameter's name begins so; the parts are {', '.join(parts)}"
         )
-    groups: dict[tuple[float, bool, bool], dict] = {}
+    groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -153,7 +158,7 @@ def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, flo
         factor = lr_scale[max(fitting, key=len)] if fitting else 1.0
         leaf = name.rsplit(".", 1)[-1]
         decays = parameter.dim() > 1 and not any(word in leaf for word in NO_DECAY)
-        group = groups.setdefault((factor, decays, parameter.dim() == 0), {"params": [], "lr": rate * factor})
+        group = groups.setdefault((factor, decays), {"params": [], "lr": rate * factor})
         if not decays:
             group["weight_decay"] = 0.0
         group["params"].append(parameter)

@@ -83,6 +83,10 @@ class CrossModalTask(Task):
             getattr(term, "trains_on_the_way", False) for term in self.terms.values()
         )
 
+    @property
+    def runs_again(self) -> bool:
+        return self.micro_batch is not None or "adversarial" in self.terms or "mlm" in self.terms
+
     def _networks(self) -> list[nn.Module]:
         return [self.model] if self.teacher is None else [self.model, self.teacher.model]
 

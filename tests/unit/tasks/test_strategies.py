@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from crossvit.objectives.adversarial import AdversarialLoss
@@ -18,8 +19,9 @@ from crossvit.objectives.imitation import DistillationLoss
 from crossvit.objectives.matching import MatchingLoss
 from crossvit.sharding import ShardedStrategy, is_sharded, whole
 from crossvit.tasks.cross_modal import CrossModalTask
+from crossvit.tasks.schedules import cosine
 from tests.distributed import run_distributed
-from tests.small import SETTINGS, cross_vit, pairs
+from tests.small import cross_vit, pairs
 from tests.unit.tasks.test_distributed import share
 
 SHARED = [0, 1, 2, 2, 3, 3, 4, 5]
@@ -36,6 +38,12 @@ CASES = {
     "micro batch": (BASE, {"micro_batch": 2}),
 }
 STRATEGIES = {"ddp": DDPStrategy, "sharded": ShardedStrategy}
+PRECISE = {
+    "clipped by value": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+    "two batches a step": {"accumulate_grad_batches": 2},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "bf16-true": {"precision": "bf16-true"},
+}
 
 
 class Rows(DummyLogger):
@@ -48,65 +56,149 @@ class Rows(DummyLogger):
 
 
 def build(case: str) -> CrossModalTask:
+    """eps: gradients that are 0 but for rounding do not become steps of Adam."""
     terms, settings = CASES[case]
-    return CrossModalTask(cross_vit(), {name: term() for name, term in terms.items()}, **SETTINGS, **settings)
+    adam = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.1, eps=1e-3, fused=True)
+    built = {name: term() for name, term in terms.items()}
+    return CrossModalTask(cross_vit(), built, optimizer=adam, schedule=cosine, seed=3, **settings)
 
 
-def train(case: str, rank: int = 0, world: int = 1, strategy=None, resume: str | None = None, save: str | None = None, **trainer) -> dict:
+class SaveAtTwo(L.Callback):
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if self.path and trainer.global_step == 2:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+class Data(L.LightningDataModule):
+    """A rank's share of STEPS batches, from where training stands; the same pairs for validation."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        super().__init__()
+        self.batches = [share(pairs(SHARED, negatives=1, seed=s), rank, world) for s in range(STEPS)]
+        self.statements = [share(pairs(SHARED, label=[0, 1] * 4), rank, world)]
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches[self.trainer.global_step :], batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.statements, batch_size=None)
+
+
+def train(case: str, rank: int = 0, world: int = 1, strategy: str | None = None, **settings) -> dict:
+    """What one process knows after training. settings: of the trainer, and `resume` or `save`, a file."""
+    resume, save = settings.pop("resume", None), settings.pop("save", None)
     task, logger = build(case), Rows()
-    batches = [share(pairs(SHARED, negatives=1, seed=s), rank, world) for s in range(STEPS)]
-    settings = {"strategy": strategy(), "devices": world, "plugins": [TorchElasticEnvironment()]} if strategy else {}
+    if strategy:
+        plugins = [TorchElasticEnvironment()]
+        settings |= {"strategy": STRATEGIES[strategy](), "devices": world, "plugins": plugins}
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=2 if save else STEPS,
+        max_steps=STEPS,
+        callbacks=[SaveAtTwo(save)],
         logger=logger,
         log_every_n_steps=1,
-        gradient_clip_val=1.0,
+        num_sanity_val_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        **(settings | trainer),
+        **{"gradient_clip_val": 0.5, **settings},
     )
-    loader = DataLoader(batches[2:] if resume else batches, batch_size=None)
-    trainer.fit(task, loader, ckpt_path=resume, weights_only=True)
-    if save:
-        trainer.save_checkpoint(save)
+    trainer.fit(task, datamodule=Data(rank, world), ckpt_path=resume, weights_only=True)
     found = {
         "weights": task.export(),
         "sharded": is_sharded(task),
-        "rows": [{k: v for k, v in row.items() if k.startswith("train/")} for row in logger.rows],
-        "held": sum(p.untyped_storage().nbytes() if not hasattr(p, "to_local") else p.to_local().numel() * 4 for p in task.model.parameters()),
+        "held": sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in task.model.parameters()),
+        "loss": [row["train/loss"] for row in logger.rows if "train/loss" in row],
+        "gradient": [row["train/itm/gradient"] for row in logger.rows if "train/itm/gradient" in row],
+        "accuracy": float(trainer.callback_metrics["val/accuracy"]),
     }
     if task.teacher is not None:
-        found["teacher"] = {name: whole(p) for name, p in task.teacher.model.state_dict().items()}
+        found["teacher"] = {name: whole(value) for name, value in task.teacher.model.state_dict().items()}
         found["queue"] = task.terms["itc"].queue.state_dict()
     return found
 
 
-def both(rank: int, world: int, directory: str) -> dict:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    found = {(name, case): train(case, rank, world, strategy) for name, strategy in STRATEGIES.items() for case in CASES}
+def everything(rank: int, world: int, directory: str) -> dict:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "GROUP_RANK": "0"}
+    files = {how: f"{directory}/{how}.ckpt" for how in STRATEGIES}
+    found = {}
+    for how in STRATEGIES:
+        for case in CASES:
+            saved = {"save": files[how]} if case == "teacher and queue" else {}
+            found[how, case] = train(case, rank, world, how, **saved)
+    for name, settings in PRECISE.items():
+        found["sharded", name] = train("pgd", rank, world, "sharded", **settings)
+    for how in STRATEGIES:
+        for other in STRATEGIES:
+            found["resumed", how, other] = train("teacher and queue", rank, world, other, resume=files[how])
     return found
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
-    return run_distributed(both, 2, str(tmp_path_factory.mktemp("checkpoints")))
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder) -> list[dict]:
+    """What each rank found: one spawn for all the checks."""
+    return run_distributed(everything, 2, str(folder))
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict:
-    return {case: train(case) for case in CASES}
+    return {case: train(case) for case in CASES} | {name: train("pgd", **kw) for name, kw in PRECISE.items()}
+
+
+def assert_same(found: list[dict], expected: dict, steps: slice = slice(None)) -> None:
+    losses = torch.tensor([rank["loss"] for rank in found]).mean(dim=0)  # each logs its share
+    assert losses.tolist() == pytest.approx(expected["loss"][steps], rel=1e-4)
+    for rank in found:
+        assert rank["gradient"] == pytest.approx(expected["gradient"][steps], rel=1e-3)
+        assert rank["accuracy"] == pytest.approx(expected["accuracy"])
+        for part in ("weights", "teacher", "queue"):
+            for name, value in expected.get(part, {}).items():
+                torch.testing.assert_close(rank[part][name], value, rtol=1e-3, atol=1e-5, msg=f"{part} {name}")
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_trains_what_one_process_trains(strategy, case, ranks, alone):
-    expected = alone[case]
-    for found in (rank[strategy, case] for rank in ranks):
-        assert found["sharded"] == (strategy == "sharded")
-        for name, value in expected["weights"].items():
-            torch.testing.assert_close(found["weights"][name], value, rtol=1e-3, atol=2e-5, msg=name)
-        for name, value in expected.get("teacher", {}).items():
-            torch.testing.assert_close(found["teacher"][name], value, rtol=1e-3, atol=2e-5, msg=name)
+    assert_same([rank[strategy, case] for rank in ranks], alone[case])
+
+
+def test_each_process_holds_its_share_of_the_weights(ranks, alone):
+    whole_model = alone["itc and itm"]["held"]
+    for rank in ranks:
+        assert not rank["ddp", "itc and itm"]["sharded"] and rank["ddp", "itc and itm"]["held"] == whole_model
+        assert rank["sharded", "itc and itm"]["sharded"]
+        assert rank["sharded", "itc and itm"]["held"] == pytest.approx(whole_model / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("name", PRECISE)
+def test_settings_of_the_trainer_under_shards(name, ranks, alone):
+    if name.startswith("bf16"):  # rounding goes its own way
+        for rank in ranks:
+            for key, value in alone[name]["weights"].items():
+                assert rank["sharded", name]["weights"][key].dtype == value.dtype
+                torch.testing.assert_close(rank["sharded", name]["weights"][key], value, rtol=0.1, atol=0.02, msg=key)
+        return
+    assert_same([rank["sharded", name] for rank in ranks], alone[name])
+
+
+@pytest.mark.parametrize("first", STRATEGIES)
+@pytest.mark.parametrize("then", STRATEGIES)
+def test_goes_on_from_the_checkpoint_of_any_strategy(first, then, ranks, alone):
+    assert_same([rank["resumed", first, then] for rank in ranks], alone["teacher and queue"], slice(2, None))
+
+
+@pytest.mark.parametrize("first", STRATEGIES)
+def test_one_process_goes_on_where_two_have_stopped(first, ranks, alone, folder):
+    assert_same(
+        [train("teacher and queue", resume=f"{folder}/{first}.ckpt")], alone["teacher and queue"], slice(2, None)
+    )

@@ -31,7 +31,8 @@ class ComputeCount(L.Callback):
     them out.
 
     Leaves `<trainer.default_root_dir>/compute.json`: flops_per_step and pair_passes_per_step of one optimizer step over all devices, and
-    flops_per_pair (both of the latter None where a batch holds no pairs, or the network is sharded). The optimizer's own arithmetic is not counted.
+    flops_per_pair (both of the latter None where a batch holds no pairs, or the network is sharded). The optimizer's own arithmetic is not
+    counted.
     """
 
     def __init__(self, batches: int = 3) -> None:

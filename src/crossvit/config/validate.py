@@ -36,7 +36,6 @@ def validate(cfg: DictConfig) -> None:
     _check_objective_fits_task(plain)
     _check_strategy(plain)
     _check_divisible(plain)
-    _check_fused_with_scaler(plain)
     check_own_targets(plain)
 
 
@@ -235,7 +234,8 @@ def _check_strategy(plain: dict) -> None:
         )
     if strategy == SHARDED and str(trainer.get("precision")).startswith("16"):
         raise UserError(
-            f"trainer.precision={trainer['precision']} scales losses, which trainer.strategy={SHARDED} cannot: set trainer.precision=bf16-mixed"
+            f"trainer.precision={trainer['precision']} scales the loss, which trainer.strategy={SHARDED} cannot: "
+            "set trainer.precision=bf16-mixed"
         )
 
 
@@ -250,16 +250,6 @@ def _check_divisible(plain: dict) -> None:
         width, heads = (node.get("width"), node.get("heads")) if isinstance(node, dict) else (None, None)
         if isinstance(width, int) and isinstance(heads, int) and width % heads:
             raise UserError(f"{key}.width={width} is not a multiple of {key}.heads={heads}")
-
-
-def _check_fused_with_scaler(plain: dict) -> None:
-    trainer = plain.get("trainer") or {}
-    fused = _select(plain, "optimizer.algorithm.fused")
-    if trainer.get("precision") == "16-mixed" and trainer.get("gradient_clip_val") and fused is True:
-        raise UserError(
-            "trainer.precision=16-mixed cannot clip gradients under a fused optimizer: set optimizer.algorithm.fused=false, "
-            "or precision bf16-mixed"
-        )
 
 
 _ABSENT = object()

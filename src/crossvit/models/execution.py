@@ -15,8 +15,9 @@ from crossvit.models.patch_encoder import PatchEncoder
 
 
 class Execution(NamedTuple):
-    """compile: a mode of torch.compile, or None. checkpoint_activations: Transformer blocks keep their inputs alone and run once more in the
-    backward pass (Chen et al. 2016). channels_last: the CNN's pictures and weights lie pixel by pixel, not plane by plane."""
+    """compile: a mode of torch.compile, or None. checkpoint_activations: Transformer blocks keep their inputs alone and run once more in
+    the backward pass (Chen et al. 2016). channels_last: the CNN's pictures and weights lie pixel by pixel, not plane by plane.
+    """
 
     compile: str | None = None
     checkpoint_activations: bool = False

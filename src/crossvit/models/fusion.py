@@ -106,7 +106,8 @@ class TwoStreamLayer(nn.ModuleList):
     def forward(
         self, v: Tensor, t: Tensor, text_mask: Tensor, need_weights: bool = False, first_only: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """v (B, N, d), t (B, M, d) -> both, and the weights image to text and text to image. first_only: of the first token of each, (B, 1, d)."""
+        """v (B, N, d), t (B, M, d) -> both, and the weights image to text and text to image. first_only: of the first token of each,
+        (B, 1, d)."""
         visual_block, text_block = self[0], self[-1]
         v, t = visual_block.attend_self(v), text_block.attend_self(t, text_mask)
         v_state, t_state = visual_block.state(v), text_block.state(t)

@@ -35,7 +35,8 @@ def check_execution(cfg: DictConfig, task) -> None:
     teacher = getattr(task, "teacher", None) is not None
     if cfg.trainer.precision == "bf16-true" and teacher:
         raise UserError(
-            "trainer.precision=bf16-true: bf16 cannot hold the small steps of a momentum teacher's average; set trainer.precision=bf16-mixed"
+            "trainer.precision=bf16-true: bf16 cannot hold the small steps of a momentum teacher's average; "
+            "set trainer.precision=bf16-mixed"
         )
     if cfg.trainer.strategy == SHARDED:
         for part in ("patch_encoder", "text_encoder"):

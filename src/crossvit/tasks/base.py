@@ -100,9 +100,12 @@ class Task(L.LightningModule):
             group["lr"] = rate
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Lightning refuses to clip under a fused optimiser and any mixed precision; only a loss scaler stands in the way of it."""
+        """Lightning refuses to clip under a fused optimiser and mixed precision, for such an optimiser undoes the scale of the loss itself.
+        Where there is one it is undone before the clipping; torch's scaler knows, and the optimiser then leaves it."""
         precision = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(precision, MixedPrecision) and precision.scaler is None:
+        if gradient_clip_val and isinstance(precision, MixedPrecision):
+            if precision.scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                precision.scaler.unscale_(optimizer)
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
         else:

@@ -85,7 +85,8 @@ def _lay_out(
         }
 
     def perturb(added: Perturbation, through_cnn: bool = False) -> PairState:
-        """The same pairs on changed inputs. What is not changed is not computed again. What is added is fp32, the weights' own type reads it."""
+        """The same pairs on changed inputs. What is not changed is not computed again. What is added is fp32, what is read of the weights'
+        own type."""
         kind = model.logit_scale.dtype
         new_visual, new_text = visual, text
         if added.pixel is not None or added.patch is not None:

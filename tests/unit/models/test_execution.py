@@ -158,7 +158,7 @@ def test_torch_compile_for_real():
     torch._dynamo.reset()
     Execution(compile="default", checkpoint_activations=True, channels_last=True).apply(other.model)
     assert_same(step(other), step(plain))
-    loss, figures = other.losses(BATCH, uniform(1))
+    loss, _ = other.losses(BATCH, uniform(1))
     assert other.trunk_gradient(loss["itc"]) > 0  # the graph is differentiated, and once more
     sum(loss.values()).backward()
 

@@ -31,6 +31,16 @@ def test_objectives():
     assert all(figures["cpu_seconds"] > 0 for figures in found.values())
 
 
+def test_execution():
+    script = load("execution")
+    ways = [way for way in script.WAYS if way != "compile"]  # which takes a minute
+    found = script.measure("tiny", size=4, words=6, rounds=1, names=ways)
+    assert list(found) == ways and all(figures["cpu_seconds"] > 0 for figures in found.values())
+    assert found["checkpoint_activations"]["kept_mib"] < found["fp32"]["kept_mib"]
+    assert all(abs(figures["loss"] - found["fp32"]["loss"]) < 0.2 for figures in found.values())
+    assert all(figures["fused_over_explicit"] > 0 for figures in script.attention(size=2, rounds=1).values())
+
+
 def test_contrastive_memory():
     script = load("contrastive_memory")
     image, text = script.embeddings(20, 8, 0, 1)

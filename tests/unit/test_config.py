@@ -90,6 +90,10 @@ class TestValues:
             "data.num_workers=-1",
             "data.max_bad_fraction=1.5",
             "trainer.precision=64",
+            "trainer.precision=16-true",
+            "compile=fast",
+            "checkpoint_activations=1",
+            "channels_last=always",
             "trainer.max_epochs=0",
             "trainer.limit_train_batches=1.5",
             "trainer.accumulate_grad_batches=0",
@@ -118,6 +122,11 @@ class TestValues:
             "optimizer.weight_decay=0",
             "trainer.precision=32",
             "trainer.precision=bf16-mixed",
+            "trainer.precision=bf16-true",
+            "trainer.precision=16-mixed",
+            "compile=max-autotune",
+            "compile=null",
+            "channels_last=true",
             "trainer.max_epochs=-1",
             "trainer.limit_train_batches=1.0",
             "trainer.limit_train_batches=3",
@@ -136,9 +145,14 @@ class TestValues:
     def test_every_weight_zero(self):
         assert "every weight is 0" in error_of("objective.itc.weight=0", "objective.itm.weight=0")
 
-    def test_fused_optimizer_clipping_and_scaler_exclude_each_other(self):
-        assert "optimizer.algorithm.fused=false" in error_of("trainer.precision=16-mixed")
-        assert chain_configs(["trainer.precision=16-mixed", "optimizer.algorithm.fused=false", "stage.parent=null"])
+    @pytest.mark.parametrize("strategy", ["fsdp", "model_parallel", "deepspeed_stage_2"])
+    def test_weights_are_sharded_in_one_way(self, strategy):
+        found = error_of(f"trainer.strategy={strategy}", "trainer.devices=1")
+        assert found.startswith(f"trainer.strategy={strategy}") and "fsdp_spawn" in found
+
+    def test_shards_scale_no_loss(self):
+        found = error_of("trainer=fsdp_sim", "trainer.precision=16-mixed")
+        assert found.startswith("trainer.precision=16-mixed") and "bf16-mixed" in found
 
     @pytest.mark.parametrize(
         ("entry", "message"),

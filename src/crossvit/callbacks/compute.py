@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from crossvit.data.batches import PairBatch
 from crossvit.report.atomic import write_atomically
+from crossvit.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class ComputeCount(L.Callback):
     them out.
 
     Leaves `<trainer.default_root_dir>/compute.json`: flops_per_step and pair_passes_per_step of one optimizer step over all devices, and
-    flops_per_pair (both of the latter None where a batch holds no pairs). The optimizer's own arithmetic is not counted.
+    flops_per_pair (both of the latter None where a batch holds no pairs, or the network is sharded). The optimizer's own arithmetic is not
+    counted.
     """
 
     def __init__(self, batches: int = 3) -> None:
@@ -47,7 +49,7 @@ class ComputeCount(L.Callback):
     ) -> None:
         if len(self._steps) >= self.batches:
             return
-        if isinstance(batch, PairBatch):
+        if isinstance(batch, PairBatch) and not is_sharded(pl_module):
             with trainer.precision_plugin.forward_context():
                 self._units.append(pair_flops(pl_module.network, batch))
         self._counter = flop_counter()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.config.compose import Composed, compose_with_choices
+from crossvit.config.precision import resolve_precision
 from crossvit.config.validate import validate
 from crossvit.errors import UserError
 
@@ -147,6 +148,7 @@ def _stage_config(
     OmegaConf.set_readonly(cfg, False)
     cfg.run_name = run_name
     try:
+        resolve_precision(cfg)
         validate(cfg)
         if target:
             _stretch(cfg)

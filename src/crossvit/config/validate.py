@@ -11,7 +11,9 @@ from crossvit.config.targets import check_own_targets
 from crossvit.errors import UserError
 
 TASKS = ("patch_encoder", "visual_transformer", "cross_modal")
-PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "32", "32-true", "bf16-mixed", "16-mixed", "bf16-true")
+COMPILE_MODES = ("None", "default", "reduce-overhead", "max-autotune")
+SHARDED = "fsdp_spawn"
 CORPORA = ("scenes",)
 PRESETS = ("easy", "medium", "hard")
 MODES = ("max", "min")
@@ -34,7 +36,6 @@ def validate(cfg: DictConfig) -> None:
     _check_objective_fits_task(plain)
     _check_strategy(plain)
     _check_divisible(plain)
-    _check_fused_with_scaler(plain)
     _check_suite(plain)
     check_own_targets(plain)
 
@@ -127,6 +128,9 @@ CHECKS: dict[str, Check] = {
     "scenes.seed": _integer(0),
     "scenes.image_size": _integer(8),
     "micro_batch": _integer(1, null=True),
+    "compile": _choice(COMPILE_MODES),
+    "checkpoint_activations": _flag,
+    "channels_last": _flag,
     "arm.length": _number(above=0),
     "transfer.stages": _names,
     "transfer.seeds": _seeds,
@@ -223,7 +227,16 @@ def _check_strategy(plain: dict) -> None:
     if several and not any(word in strategy for word in ("spawn", "fork")):
         raise UserError(
             f"trainer.strategy={strategy} with trainer.devices={devices} would start the whole command once for each device: set "
-            "trainer=ddp or trainer=ddp_sim, or trainer.strategy=ddp_spawn"
+            "trainer=ddp, fsdp, ddp_sim or fsdp_sim, or trainer.strategy=ddp_spawn"
+        )
+    if any(word in strategy for word in ("fsdp", "model_parallel", "deepspeed")) and strategy != SHARDED:
+        raise UserError(
+            f"trainer.strategy={strategy}: weights are sharded by trainer.strategy={SHARDED}, see trainer=fsdp"
+        )
+    if strategy == SHARDED and str(trainer.get("precision")).startswith("16"):
+        raise UserError(
+            f"trainer.precision={trainer['precision']} scales the loss, which trainer.strategy={SHARDED} cannot: "
+            "set trainer.precision=bf16-mixed"
         )
 
 
@@ -238,16 +251,6 @@ def _check_divisible(plain: dict) -> None:
         width, heads = (node.get("width"), node.get("heads")) if isinstance(node, dict) else (None, None)
         if isinstance(width, int) and isinstance(heads, int) and width % heads:
             raise UserError(f"{key}.width={width} is not a multiple of {key}.heads={heads}")
-
-
-def _check_fused_with_scaler(plain: dict) -> None:
-    trainer = plain.get("trainer") or {}
-    fused = _select(plain, "optimizer.algorithm.fused")
-    if trainer.get("precision") == "16-mixed" and trainer.get("gradient_clip_val") and fused is True:
-        raise UserError(
-            "trainer.precision=16-mixed cannot clip gradients under a fused optimizer: set optimizer.algorithm.fused=false, "
-            "or precision bf16-mixed"
-        )
 
 
 def _check_suite(plain: dict) -> None:

@@ -5,6 +5,7 @@ forward(visual (B, N, d), text (B, M, d_t), text_mask (B, M), need_weights, pool
 last layer computes the two CLS tokens alone, which are all that `pooled` holds; the streams then end in (B, 1, d).
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -81,10 +82,50 @@ class StreamBlock(nn.Module):
         """(B, N, d) -> (B, N, d)."""
         return x + self.mlp(self.mlp_norm(x)) if self.norm_first else self.mlp_norm(x + self.mlp(x))
 
+    def forward(
+        self, x: Tensor, mask: Tensor, context: Tensor, need_weights: bool = False, first_only: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """A layer of this stream alone: x (B, M, d) with its mask reads context (B, N, d). first_only: of the first token, (B, 1, d)."""
+        x = self.attend_self(x, mask)
+        if first_only:
+            x = x[:, :1]
+        x, weights = self.attend_context(x, self.state(x), context, None, need_weights)
+        return self.feed_forward(x), weights
+
+
+class TwoStreamLayer(nn.ModuleList):
+    """One `StreamBlock` a stream, or one for both; the streams read each other (`exchanges`), or themselves a second time.
+
+    Both read the states from before the exchange, so neither comes first.
+    """
+
+    def __init__(self, blocks: Iterable[StreamBlock], exchanges: bool) -> None:
+        super().__init__(blocks)
+        self.exchanges = exchanges
+
+    def forward(
+        self, v: Tensor, t: Tensor, text_mask: Tensor, need_weights: bool = False, first_only: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """v (B, N, d), t (B, M, d) -> both, and the weights image to text and text to image. first_only: of the first token of each,
+        (B, 1, d)."""
+        visual_block, text_block = self[0], self[-1]
+        v, t = visual_block.attend_self(v), text_block.attend_self(t, text_mask)
+        v_state, t_state = visual_block.state(v), text_block.state(t)
+        wanted = slice(1 if first_only else None)
+        v, t, v_query, t_query = v[:, wanted], t[:, wanted], v_state[:, wanted], t_state[:, wanted]
+        image_to_text = text_to_image = None
+        if self.exchanges:
+            v, image_to_text = visual_block.attend_context(v, v_query, t_state, text_mask, need_weights)
+            t, text_to_image = text_block.attend_context(t, t_query, v_state, None, need_weights)
+        else:
+            v, _ = visual_block.attend_context(v, v_query, v_state)
+            t, _ = text_block.attend_context(t, t_query, t_state, text_mask)
+        return visual_block.feed_forward(v), text_block.feed_forward(t), image_to_text, text_to_image
+
 
 class CoAttentionFusion(CrossModalFusion):
     """Two streams, each with self-attention, attention to the other and an MLP of its own (LXMERT, Tan and Bansal 2019;
-    METER, Dou et al. 2022). Both streams read the states from before the exchange, so neither comes first.
+    METER, Dou et al. 2022).
 
     norm_first: False gives LN(x + sublayer(x)). tie_streams: both streams share one set of weights.
     """
@@ -106,7 +147,9 @@ class CoAttentionFusion(CrossModalFusion):
         self.modality = nn.Parameter(torch.empty(2, width).normal_(std=0.02))
         streams = 1 if tie_streams else 2
         self.layers = nn.ModuleList(
-            nn.ModuleList(StreamBlock(width, heads, mlp_ratio, dropout, norm_first) for _ in range(streams))
+            TwoStreamLayer(
+                (StreamBlock(width, heads, mlp_ratio, dropout, norm_first) for _ in range(streams)), self.exchanges
+            )
             for _ in range(depth)
         )
         self.visual_norm, self.text_norm = _final_norms(width, norm_first)
@@ -118,19 +161,10 @@ class CoAttentionFusion(CrossModalFusion):
         t = self.text_to_vision(text) + self.modality[1]
         pairing = []
         for place, layer in enumerate(self.layers, start=1):
-            visual_block, text_block = layer[0], layer[-1]
-            v, t = visual_block.attend_self(v), text_block.attend_self(t, text_mask)
-            v_state, t_state = visual_block.state(v), text_block.state(t)
-            wanted = slice(1 if pooled_only and place == len(self.layers) else None)
-            v, t, v_query, t_query = v[:, wanted], t[:, wanted], v_state[:, wanted], t_state[:, wanted]
+            last = pooled_only and place == len(self.layers)
+            v, t, image_to_text, text_to_image = layer(v, t, text_mask, need_weights, last)
             if self.exchanges:
-                v, image_to_text = visual_block.attend_context(v, v_query, t_state, text_mask, need_weights)
-                t, text_to_image = text_block.attend_context(t, t_query, v_state, None, need_weights)
                 pairing.append({"image_to_text": image_to_text, "text_to_image": text_to_image})
-            else:
-                v, _ = visual_block.attend_context(v, v_query, v_state)
-                t, _ = text_block.attend_context(t, t_query, t_state, text_mask)
-            v, t = visual_block.feed_forward(v), text_block.feed_forward(t)
         v, t = self.visual_norm(v), self.text_norm(t)
         return FusionOutput(v, t, torch.cat([v[:, 0], t[:, 0]], dim=-1), pairing if need_weights and pairing else None)
 
@@ -212,12 +246,8 @@ class TextSideFusion(CrossModalFusion):
         t = self.text_to_vision(text) + self.modality[1]
         pairing = []
         for place, layer in enumerate(self.layers, start=1):
-            t = layer.attend_self(t, text_mask)
-            if pooled_only and place == len(self.layers):
-                t = t[:, :1]
-            t, weights = layer.attend_context(t, layer.state(t), v, None, need_weights)
+            t, weights = layer(t, text_mask, v, need_weights, pooled_only and place == len(self.layers))
             pairing.append({"text_to_image": weights})
-            t = layer.feed_forward(t)
         v, t = v[:, :1] if pooled_only else v, self.text_norm(t)
         return FusionOutput(v, t, torch.cat([v[:, 0], t[:, 0]], dim=-1), pairing if need_weights else None)
 

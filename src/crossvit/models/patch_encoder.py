@@ -72,8 +72,8 @@ class PatchEncoder(nn.Module):
         self.proj = nn.Conv2d(self.num_channels, width, kernel_size=1)
         nn.init.xavier_uniform_(self.proj.weight.flatten(1))
         nn.init.zeros_(self.proj.bias)
-        self._frozen = _frozen_modules(self.backbone, freeze_at, freeze_norm)
-        for module in self._frozen:
+        self._freeze = (freeze_at, freeze_norm)
+        for module in _frozen_modules(self.backbone, freeze_at, freeze_norm):
             module.requires_grad_(False)
         self._memory = RowMemory(remember, self.backbone) if remember else None
         self.train()
@@ -117,7 +117,9 @@ class PatchEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> "PatchEncoder":
         super().train(mode)
-        for module in self._frozen:
+        for module in _frozen_modules(
+            self.backbone, *self._freeze
+        ):  # sync_batchnorm may have put others in their places
             module.eval()
         return self
 
@@ -137,8 +139,7 @@ class PixelPatches(nn.Module):
 
 
 def _frozen_modules(backbone: nn.Module, freeze_at: int, freeze_norm: bool) -> list[nn.Module]:
-    """The modules whose weights and statistics stay as they are. Kept in a plain list, so that no module is registered
-    twice."""
+    """The modules whose weights and statistics stay as they are."""
     if not 0 <= freeze_at <= 5:
         raise ValueError(f"freeze_at {freeze_at} is not in 0..5")
     frozen = []

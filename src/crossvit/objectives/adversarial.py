@@ -101,9 +101,14 @@ class AdversarialLoss(Term):
         self.needs_label = attack in ("relation", "two_image")
         self.needs_two_images = attack == "two_image"
 
+    @property
+    def trains_on_the_way(self) -> bool:
+        """Whether the gradient of the weights is computed within the step."""
+        return self.algorithm in ("freelb", "villa")
+
     def forward(self, state: PairState) -> TermOutput:
         attack = self.on(state)
-        if self.algorithm in ("freelb", "villa"):
+        if self.trains_on_the_way:
             loss = self._train_on_the_way(attack)
         else:
             self.climb(attack)

@@ -105,8 +105,11 @@ def build_model(cfg: DictConfig):
 
 def build_task(cfg: DictConfig, num_classes: int | None = None):
     """The LightningModule that `stage.task` names; it builds, and initialises, no more of the model than it trains."""
+    from crossvit.models.execution import Execution
+
     lr_scale = OmegaConf.to_container(cfg.optimizer.lr_scale) if cfg.optimizer.lr_scale else {}
     settings = {"optimizer": make(cfg.optimizer.algorithm), "schedule": make(cfg.scheduler), "lr_scale": lr_scale}
+    settings["execution"] = Execution(cfg.compile, cfg.checkpoint_activations, cfg.channels_last)
     if cfg.stage.task == "cross_modal":
         from crossvit.tasks.cross_modal import CrossModalTask
 

@@ -1,10 +1,13 @@
 """Can this stage be trained at all? Asked of every stage of a chain that the store lacks, before the first of them is trained."""
 
+import os
+import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from crossvit.config import StageConfig
+from crossvit.config.validate import SHARDED
 from crossvit.errors import UserError
 
 
@@ -21,10 +24,36 @@ def check_stage(config: StageConfig, data) -> None:
         task = build_task(cfg, num_classes=len(data.classes) if hasattr(data, "classes") else None)
         parameter_groups(task.network, 1.0, cfg.optimizer.lr_scale or {})
         check_monitors(cfg, task.validation_figures(data))
+        check_execution(cfg, task)
         if cfg.stage.task == "cross_modal":
             check_terms(task.terms, data)
     except UserError as error:
         raise UserError(f"stage {config.name}: {error}") from None
+
+
+def check_execution(cfg: DictConfig, task) -> None:
+    """Raises UserError where a way to run the network does not go with what is trained."""
+    teacher = getattr(task, "teacher", None) is not None
+    if cfg.trainer.precision == "bf16-true" and teacher:
+        raise UserError(
+            "trainer.precision=bf16-true: bf16 cannot hold the small steps of a momentum teacher's average; "
+            "set trainer.precision=bf16-mixed"
+        )
+    if cfg.trainer.strategy == SHARDED:
+        for part in ("patch_encoder", "text_encoder"):
+            if part in cfg and cfg[part].get("remember"):
+                raise UserError(
+                    f"{part}.remember needs the encoder's weights whole: set it to 0 under trainer.strategy={SHARDED}"
+                )
+    if cfg.compile is not None and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError(
+            f"compile={cfg.compile} needs a C++ compiler, and there is no g++ here: install one, or set compile=null"
+        )
+    if cfg.compile in ("reduce-overhead", "max-autotune") and (teacher or task.runs_again):
+        raise UserError(
+            f"compile={cfg.compile} keeps the buffers of one pass, and micro_batch, an adversary or a momentum teacher makes "
+            "several in a step: set compile=default"
+        )
 
 
 def check_data(cfg: DictConfig, data) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from crossvit.config.validate import SHARDED
 from crossvit.errors import UserError
 from crossvit.stages.build import make
 
@@ -24,12 +25,16 @@ def build_trainer(cfg: DictConfig, directory: Path):
 
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("_target_", None)
+    if settings["strategy"] == SHARDED:
+        from crossvit.sharding import ShardedStrategy
+
+        settings["strategy"] = ShardedStrategy()
     if cfg.callbacks.get("progress_bar") is None:
         settings["enable_progress_bar"] = False  # else Lightning puts a bar of its own in the place of the one left out
     callbacks = [make(node) for node in cfg.callbacks.values() if node is not None]
     loggers = [make(node) for node in cfg.logger.values() if node is not None]
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
             callbacks=[*callbacks, Interrupt()],
@@ -41,3 +46,6 @@ def build_trainer(cfg: DictConfig, directory: Path):
         if any(word in reason.lower() for word in ("backend", "accelerator", "device", "gpu")):
             reason = f"{reason} (trainer=auto takes what this machine has)"
         raise UserError(f"trainer: {reason}") from error
+    if cfg.trainer.precision == "16-mixed" and trainer.precision_plugin.precision != "16-mixed":
+        raise UserError("trainer.precision=16-mixed: a CPU has no use for it; set trainer.precision=bf16-mixed or 32")
+    return trainer

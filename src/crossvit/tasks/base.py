@@ -9,6 +9,8 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
 from crossvit.errors import UserError
+from crossvit.models.execution import Execution
+from crossvit.sharding import for_optimizer, is_sharded, put_back, shard, whole
 
 NO_DECAY = ("logit_scale", "position", "cls", "modality", "query")
 
@@ -19,6 +21,7 @@ class Task(L.LightningModule):
     optimizer: (list of parameter groups) -> torch optimizer, e.g. a partial of torch.optim.AdamW.
     schedule: (step, total steps) -> factor of the base rate; see `tasks/schedules.py`.
     lr_scale: factors of the base rate by prefix of the parameter name in `network`; the longest prefix that fits decides.
+    execution: how the network runs.
     """
 
     provides: tuple[str, ...] = ()
@@ -29,12 +32,15 @@ class Task(L.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Callable[[int, int], float],
         lr_scale: Mapping[str, float] | None = None,
+        execution: Execution | None = None,
     ) -> None:
         super().__init__()
         self._optimizer = optimizer
         self._schedule = schedule
         self._lr_scale = dict(lr_scale or {})
         self._total_steps: int | None = None
+        self._execution = execution or Execution()
+        self._configured = False
 
     @property
     def network(self) -> nn.Module:
@@ -45,12 +51,46 @@ class Task(L.LightningModule):
         """Names of what a validation on the LightningDataModule's pairs or pictures logs."""
         raise NotImplementedError
 
+    @property
+    def differentiates_by_parameters(self) -> bool:
+        """Whether a step itself asks for gradients of the weights, which then have to be whole all through it."""
+        return False
+
+    @property
+    def runs_again(self) -> bool:
+        """Whether a step runs a part of the network more than once."""
+        return False
+
+    def configure_model(self) -> None:
+        """Lightning calls this in the process that trains, before there is an optimiser."""
+        if self._configured:
+            return
+        self._configured = True
+        for network in self._networks():
+            self._execution.apply(network)
+        if self.device_mesh is not None:
+            if self.trainer.strategy._layer_sync is not None:
+                self.trainer.strategy._layer_sync.apply(self)
+            steps = ("training_step", "validation_step")
+            shard(self, self.device_mesh["data_parallel"], steps, as_one=self.differentiates_by_parameters)
+
+    def _networks(self) -> list[nn.Module]:
+        """All that runs in a step."""
+        return [self.network]
+
+    def on_after_backward(self) -> None:
+        if is_sharded(self):
+            put_back(self)
+
     def export(self) -> dict[str, Tensor]:
-        """The trained weights under the names of `network`, on the CPU."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        """The trained weights under the names of `network`, on the CPU, in fp32 whatever they were trained in."""
+        return {name: _plain(value) for name, value in self.network.state_dict().items()}
 
     def configure_optimizers(self) -> dict:
-        optimizer = self._optimizer(parameter_groups(self.network, self._base_rate(), self._lr_scale))
+        groups = parameter_groups(self.network, self._base_rate(), self._lr_scale)
+        if is_sharded(self):
+            groups = for_optimizer(groups, self.device_mesh["data_parallel"])
+        optimizer = self._optimizer(groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -64,9 +104,12 @@ class Task(L.LightningModule):
             group["lr"] = rate
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Lightning refuses to clip under a fused optimiser and any mixed precision; only a loss scaler stands in the way of it."""
+        """Lightning refuses to clip under a fused optimiser and mixed precision, for such an optimiser undoes the scale of the loss itself.
+        Where there is one it is undone before the clipping; torch's scaler knows, and the optimiser then leaves it."""
         precision = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(precision, MixedPrecision) and precision.scaler is None:
+        if gradient_clip_val and isinstance(precision, MixedPrecision):
+            if precision.scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                precision.scaler.unscale_(optimizer)
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
         else:
@@ -95,6 +138,11 @@ class Task(L.LightningModule):
         if "lr" not in keywords:
             raise ValueError("the optimizer partial must carry lr, e.g. partial(torch.optim.AdamW, lr=1e-3)")
         return keywords["lr"]
+
+
+def _plain(value: Tensor) -> Tensor:
+    value = whole(value.detach()).cpu().contiguous()
+    return value.float() if value.is_floating_point() else value
 
 
 def parameter_groups(network: nn.Module, rate: float, lr_scale: Mapping[str, float]) -> list[dict]:

@@ -17,6 +17,7 @@ from crossvit.objectives.known_gradient import KnownGradient
 from crossvit.objectives.matching import match
 from crossvit.objectives.relation import relation_answers, two_image_answers
 from crossvit.objectives.term import PairState, Term
+from crossvit.sharding import gather_blocks
 from crossvit.tasks.base import Task
 from crossvit.tasks.chunks import ChunkedTowers
 from crossvit.tasks.pair_state import pair_state
@@ -78,6 +79,19 @@ class CrossModalTask(Task):
     def network(self) -> nn.Module:
         return self.model
 
+    @property
+    def differentiates_by_parameters(self) -> bool:
+        return self.micro_batch is not None or any(
+            getattr(term, "trains_on_the_way", False) for term in self.terms.values()
+        )
+
+    @property
+    def runs_again(self) -> bool:
+        return self.micro_batch is not None or "adversarial" in self.terms or "mlm" in self.terms
+
+    def _networks(self) -> list[nn.Module]:
+        return [self.model] if self.teacher is None else [self.model, self.teacher.model]
+
     def setup(self, stage: str) -> None:
         """The teacher starts as what the stage starts from; a checkpoint, restored later, brings its own."""
         if stage == "fit" and self.teacher is not None:
@@ -130,7 +144,8 @@ class CrossModalTask(Task):
         def uniform(n: int, stream: int = 0) -> Tensor:
             entropy = [self.seed, self.current_epoch, batch_idx, *([stream] if stream else [])]
             seed = np.random.SeedSequence(entropy).generate_state(1)[0]
-            return torch.rand(n, generator=torch.Generator().manual_seed(int(seed))).to(self.device)
+            generator = torch.Generator().manual_seed(int(seed))
+            return torch.rand(n, generator=generator, dtype=torch.float32).to(self.device)
 
         chunks = None
         if self.micro_batch is not None and self.micro_batch < len(batch.tokens):
@@ -148,6 +163,7 @@ class CrossModalTask(Task):
 
     def trunk_gradient(self, loss: Tensor) -> Tensor:
         """Norm of a loss's gradient by what all terms share, the towers, averaged over processes as training averages it."""
+        gather_blocks(self)
         trunk = [p for name, p in self.model.named_parameters() if p.requires_grad and name.startswith(TRUNK)]
         found = torch.autograd.grad(loss, trunk, retain_graph=True, allow_unused=True) if loss.requires_grad else []
         flat = [grad.flatten().float() for grad in found if grad is not None]

@@ -85,16 +85,19 @@ def _lay_out(
         }
 
     def perturb(added: Perturbation, through_cnn: bool = False) -> PairState:
-        """The same pairs on changed inputs. What is not changed is not computed again."""
+        """The same pairs on changed inputs. What is not changed is not computed again. What is added is fp32, what is read of the weights'
+        own type."""
+        kind = model.logit_scale.dtype
         new_visual, new_text = visual, text
         if added.pixel is not None or added.patch is not None:
             base = patches if through_cnn else patches.detach()
             if added.pixel is not None:
                 with unchanged_statistics(model.patch_encoder):
-                    base = model.patch_encoder(pictures + added.pixel, passing=True).patches
-            new_visual = model.visual_tokens(base if added.patch is None else base + added.patch, pictures.shape[-2:])
+                    base = model.patch_encoder((pictures + added.pixel).to(kind), passing=True).patches
+            moved = base if added.patch is None else (base + added.patch).to(kind)
+            new_visual = model.visual_tokens(moved, pictures.shape[-2:])
         if added.text is not None:
-            new_text = model.text_features(batch.tokens, batch.token_mask, words + added.text)
+            new_text = model.text_features(batch.tokens, batch.token_mask, (words + added.text).to(kind))
         return PairState(**common | fields(new_visual, new_text), shared=state.shared)
 
     def make_teacher() -> PairState:

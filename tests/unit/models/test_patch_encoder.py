@@ -76,6 +76,14 @@ def test_frozen_norm_keeps_statistics_and_weights_in_training():
     assert any(p.grad is not None for p in encoder.backbone.parameters())
 
 
+def test_frozen_norm_stays_frozen_where_it_is_replaced():
+    """As trainer.sync_batchnorm does on several GPUs."""
+    encoder = nn.SyncBatchNorm.convert_sync_batchnorm(PatchEncoder(batch_norm_backbone(), 8, freeze_norm=True)).train()
+    norms = [m for m in encoder.backbone.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert norms and not any(norm.training for norm in norms)
+    assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+
+
 def test_norm_moves_where_nothing_is_frozen():
     encoder = PatchEncoder(batch_norm_backbone(), 8).train()
     norm = next(m for m in encoder.backbone.modules() if isinstance(m, nn.BatchNorm2d))

@@ -76,6 +76,55 @@ def test_a_sound_stage_passes():
     check("trainer=cpu")
 
 
+def test_a_loss_scaler_on_a_cpu():
+    with pytest.raises(UserError, match="trainer.precision=16-mixed: a CPU has no use for it; set"):
+        check("trainer=cpu", "trainer.precision=16-mixed")
+
+
+def pairs_stage(*overrides: str) -> None:
+    check("stage=coco", "trainer=cpu", *overrides, data=Pairs())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["objective=ema", "trainer.precision=bf16-true"],
+            "trainer.precision=bf16-true: .* set trainer.precision=bf16-mixed",
+        ),
+        (["objective=ema", "compile=reduce-overhead"], "compile=reduce-overhead .* set compile=default"),
+        (["objective=pgd", "compile=max-autotune"], "compile=max-autotune .* set compile=default"),
+        (["micro_batch=4", "compile=reduce-overhead"], "compile=reduce-overhead .* set compile=default"),
+        (
+            ["trainer=fsdp_sim", "patch_encoder=resnet18", "patch_encoder.freeze_at=5", "patch_encoder.remember=9"],
+            "patch_encoder.remember .*set it to 0 under trainer.strategy=fsdp_spawn",
+        ),
+    ],
+)
+def test_ways_to_run_that_do_not_go_together(overrides, message):
+    with pytest.raises(UserError, match=message):
+        pairs_stage(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective=ema", "trainer.precision=bf16-mixed", "compile=default"],
+        ["objective=pgd", "trainer.precision=bf16-true", "checkpoint_activations=true"],
+        ["compile=reduce-overhead", "channels_last=true"],
+        ["trainer=fsdp_sim", "objective=pgd", "micro_batch=4", "compile=default"],
+    ],
+)
+def test_ways_to_run_that_do(overrides):
+    pairs_stage(*overrides)
+
+
+def test_compiling_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="compile=default needs a C.. compiler"):
+        pairs_stage("compile=default")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
 def test_no_gpu():
     with pytest.raises(UserError, match="stage imagenet: trainer: No supported gpu .*trainer=auto"):

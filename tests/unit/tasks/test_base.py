@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from crossvit.errors import UserError
@@ -145,6 +146,30 @@ def test_gradients_are_clipped_in_every_precision(precision, fused, algorithm):
     fit(task, [pairs(range(4), seed=s) for s in range(3)], **settings)
     grads = torch.cat([grad.flatten() for grad in seen[-1]])
     assert (grads.norm() if algorithm == "norm" else grads.abs().max()).item() == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_clipped_under_a_loss_scaler(fused):
+    """As under fp32, but for rounding: the scale is undone once, whether or not the optimiser would undo it."""
+    exported = []
+    for precision in ("32", "16"):
+        task, norms = cross_modal({"itc": ContrastiveLoss(1000.0)}), []
+        task._optimizer = partial(torch.optim.AdamW, lr=1e-3, eps=1e-3, fused=fused)
+        clip = task.configure_gradient_clipping
+
+        def clipped(optimizer, *args, clip=clip, norms=norms, **kwargs):
+            clip(optimizer, *args, **kwargs)
+            grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+            norms.append(torch.cat(grads).norm().item())
+
+        task.configure_gradient_clipping = clipped
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if precision == "16" else []
+        fit(task, [pairs(range(4), seed=s) for s in range(3)], gradient_clip_val=0.5, plugins=plugins)
+        assert norms == pytest.approx([0.5] * 3, abs=1e-3)
+        exported.append(task.export())
+    for name, value in exported[0].items():
+        torch.testing.assert_close(exported[1][name], value, rtol=0.05, atol=2e-3, msg=name)
 
 
 class Data(L.LightningDataModule):

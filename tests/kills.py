@@ -48,7 +48,7 @@ class Blow:
     def __init__(self, draw: random.Random) -> None:
         self.event = draw.choices(("step", "start", "end"), weights=(8, 1, 1))[0]
         self.step = draw.randint(1, 5)
-        self.delay = draw.uniform(0, {"step": 0.5, "start": 4.0, "end": 0.1}[self.event])
+        self.delay = draw.uniform(0, {"step": 0.5, "start": 4.0, "end": draw.choice((0.1, 3.0))}[self.event])
 
     def fall(self) -> None:
         threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
@@ -86,7 +86,8 @@ def _process(arguments: list[str], home: str, logs: str, blow: Blow | None) -> N
             self.stage, self.steps = stage, 0
 
         def on_train_start(self, trainer, module) -> None:
-            note("from", stage=self.stage, step=trainer.global_step, file=Path(str(trainer.ckpt_path)).name)
+            file = Path(trainer.ckpt_path).name if trainer.ckpt_path else None
+            note("from", stage=self.stage, step=trainer.global_step, file=file)
 
         def on_train_batch_start(self, trainer, module, batch, index) -> None:
             self.steps += 1
@@ -135,7 +136,8 @@ def result(root: Path) -> dict:
     found = {}
     for stage in sorted(path for path in root.glob("runs/stages/[!.]*") if path.is_dir()):
         record = json.loads((stage / "provenance.json").read_text())
-        with (stage / "metrics.csv").open(newline="") as file:
+        (log,) = root.glob(f"runs/smoke/metrics/{record['stage']}/metrics.csv")
+        with log.open(newline="") as file:
             rows = [dict(sorted(row.items())) for row in csv.DictReader(file)]
         found[stage.name] = {
             "weights": (stage / "weights.safetensors").read_bytes(),
@@ -168,21 +170,28 @@ def campaign(name: str, kills: int, seed: int, root: Path, data: Path) -> Iterat
         (root / kind).mkdir(parents=True)
     done, _ = run([*arguments, *places["whole"]], root / "whole", root / "logs")
     assert done.code == 0, done.err
-    draw, fell, pending, processes = random.Random(f"{name} {seed}"), 0, None, 0
+    draw, fell, pending = random.Random(f"{name} {seed}"), 0, None
     again = 0  # a run that ends before its kills are spent is begun anew with the same moments drawn on
     while True:
         blow = Blow(draw) if fell < kills else None
         done, events = run([*arguments, *places["killed"]], root / "killed", root / "logs", blow)
-        processes += 1
         if pending is not None:
             start = next((event for event in events if event["event"] == "from"), None)
-            pending["went_on_from"] = {key: start[key] for key in ("stage", "step", "file")} if start else None
+            if start is not None:
+                pending["went_on_from"] = {key: start[key] for key in ("stage", "step", "file")}
+            else:
+                pending["went_on_from"] = "finished stages" if done.code == 0 else "killed again before it trained"
             yield pending
             pending = None
         if done.code == -signal.SIGKILL:
             fell += 1
             last = events[-1] if events else {}
-            pending = {"run": name, "kill": fell, "at": f"{blow.event} + {blow.delay:.3f} s", "event": last.get("event")}
+            pending = {
+                "run": name,
+                "kill": fell,
+                "at": f"{blow.event} + {blow.delay:.3f} s",
+                "event": last.get("event"),
+            }
             pending |= {"stage": last.get("stage"), "step": last.get("step")}
             continue
         assert done.code == 0, done.err
@@ -211,7 +220,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary, asked.out.open("w") as out:
         root = (asked.root or Path(temporary)).resolve()
         equal = True
-        out.write(json.dumps(about | {"runs": {name: shlex.join(["crossvit", *command(name)]) for name in RUNS}}) + "\n")
+        out.write(
+            json.dumps(about | {"runs": {name: shlex.join(["crossvit", *command(name)]) for name in RUNS}}) + "\n"
+        )
         for number, name in enumerate(asked.runs):
             share = asked.kills * (number + 1) // len(asked.runs) - asked.kills * number // len(asked.runs)
             shutil.rmtree(root / name, ignore_errors=True)

@@ -2,13 +2,13 @@
 
     python -m tests.kills [--kills 100] [--seed 0] [--runs imagenet coco vlr chain] [--out kills.jsonl] [--root DIR]
 
-Each run is a command that trains on a handful of scenes with a checkpoint after every step. It is run undisturbed, then killed and started
-again until its share of the kills is spent, then left to end. Moments are drawn by the seed: some time after a step that is drawn as well (in
-a forward pass, while a checkpoint is written, in a validation), at the end of a stage's training, or after the start of the process (while data
-are read, a checkpoint is looked through). Weights, figures, validation curve and metrics.csv are compared, bit for bit.
+Each run is a command that trains on a handful of scenes with a checkpoint after every step. It is run undisturbed, then killed and
+started again until its share of the kills is spent, then left to end. Moments are drawn by the seed: some time after a step that is drawn
+as well (in a forward pass, while a checkpoint is written, in a validation), at the end of a stage's training, or after the start of the
+process (while data are read, a checkpoint is looked through). Weights, figures, validation curve and metrics.csv are compared, bit for bit.
 
-Writes one json line a kill (run, stage and step it came in, what the next process went on from), one line a run (equal or not, what differs), and
-a first line that says what was run. Exit code 1 where a run has ended otherwise.
+Writes one json line a kill (run, stage and step it came in, what the next process went on from), one line a run (equal or not, what
+differs), and a first line that says what was run. Exit code 1 where a run has ended otherwise.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import csv
 import json
 import os
 import random
+import resource
 import shlex
 import shutil
 import signal
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.commands import Done, environment
@@ -42,16 +44,27 @@ RUNS = {
 LENGTH = {"coco": ["trainer.max_epochs=4"], "vlr": ["trainer.max_epochs=2"], "chain": ["trainer.max_epochs=2"]}
 
 
+@dataclass(frozen=True)
 class Blow:
-    """When a process kills itself: `delay` seconds after `event`, which is `start`, `end` (of a stage's training), or its `step`-th step."""
+    """When a process sends itself a signal: `delay` seconds after its `count`-th `event`: start, step, validation (its batches) or end of a
+    stage's training."""
 
-    def __init__(self, draw: random.Random) -> None:
-        self.event = draw.choices(("step", "start", "end"), weights=(8, 1, 1))[0]
-        self.step = draw.randint(1, 5)
-        self.delay = draw.uniform(0, {"step": 0.5, "start": 4.0, "end": draw.choice((0.1, 3.0))}[self.event])
+    event: str
+    count: int = 1
+    delay: float = 0.0
+    number: int = signal.SIGKILL
+
+    @classmethod
+    def drawn(cls, draw: random.Random) -> "Blow":
+        event = draw.choices(("step", "start", "end"), weights=(8, 1, 1))[0]
+        longest = {"step": 0.5, "start": 4.0, "end": draw.choice((0.1, 3.0))}[event]
+        return cls(event, draw.randint(1, 5) if event == "step" else 1, draw.uniform(0, longest))
 
     def fall(self) -> None:
-        threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if self.delay == 0:
+            os.kill(os.getpid(), self.number)
+        else:
+            threading.Timer(self.delay, os.kill, (os.getpid(), self.number)).start()
 
 
 def command(name: str) -> list[str]:
@@ -61,8 +74,8 @@ def command(name: str) -> list[str]:
     return [verb, SMALL[0], *rest, *SMALL[1:], *EVERY_STEP, *LENGTH.get(name, []), *chain]
 
 
-def _process(arguments: list[str], home: str, logs: str, blow: Blow | None) -> None:
-    """A forked process that runs the command, writes down where it stands, and kills itself."""
+def _process(arguments: list[str], home: str, logs: str, blow: Blow | None, room: int | None) -> None:
+    """A forked process that runs the command, writes down where it stands, and sends itself the signal."""
     import lightning as L
     import torch
 
@@ -75,30 +88,33 @@ def _process(arguments: list[str], home: str, logs: str, blow: Blow | None) -> N
     os.environ.update(environment(Path(home)))
     os.chdir(home)
     torch.set_num_threads(1)
-    events = Path(logs, "events").open("a")
+    if room is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    seen: dict[str, int] = {}
 
     def note(event: str, **more) -> None:
-        events.write(json.dumps({"event": event, **more}) + "\n")
-        events.flush()
+        with Path(logs, "events").open("a") as file:
+            file.write(json.dumps({"event": event, **more}) + "\n")
+        seen[event] = seen.get(event, 0) + 1
+        if blow and (event, seen[event]) == (blow.event, blow.count):
+            blow.fall()
 
     class Witness(L.Callback):
         def __init__(self, stage: str) -> None:
-            self.stage, self.steps = stage, 0
+            self.stage = stage
 
         def on_train_start(self, trainer, module) -> None:
             file = Path(trainer.ckpt_path).name if trainer.ckpt_path else None
             note("from", stage=self.stage, step=trainer.global_step, file=file)
 
         def on_train_batch_start(self, trainer, module, batch, index) -> None:
-            self.steps += 1
             note("step", stage=self.stage, step=trainer.global_step)
-            if blow and blow.event == "step" and self.steps == blow.step:
-                blow.fall()
+
+        def on_validation_batch_start(self, trainer, *args) -> None:
+            note("validation", stage=self.stage, step=trainer.global_step)
 
         def on_train_end(self, trainer, module) -> None:
             note("end", stage=self.stage, step=trainer.global_step)
-            if blow and blow.event == "end":
-                blow.fall()
 
     build = training.build_trainer
 
@@ -108,8 +124,7 @@ def _process(arguments: list[str], home: str, logs: str, blow: Blow | None) -> N
         return trainer
 
     training.build_trainer = witnessed
-    if blow and blow.event == "start":
-        blow.fall()
+    note("start")
     sys.argv = ["crossvit", *arguments]
     code = cli.main()
     sys.stdout.flush()
@@ -117,12 +132,14 @@ def _process(arguments: list[str], home: str, logs: str, blow: Blow | None) -> N
     os._exit(code)  # a blow that has not fallen yet falls no more
 
 
-def run(arguments: list[str], home: Path, logs: Path, blow: Blow | None = None) -> tuple[Done, list[dict]]:
-    """The command in a process of its own: how it ended, and where it stood."""
+def run(
+    arguments: list[str], home: Path, logs: Path, blow: Blow | None = None, room: int | None = None
+) -> tuple[Done, list[dict]]:
+    """The command in a process of its own: how it ended, and where it stood. room: bytes of the longest file that it may write."""
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
     started = time.monotonic()
-    process = forkserver.Process(target=_process, args=(arguments, str(home), str(logs), blow))
+    process = forkserver.Process(target=_process, args=(arguments, str(home), str(logs), blow, room))
     process.start()
     process.join()
     out, err = ((logs / name).read_text(errors="replace") for name in ("out", "err"))
@@ -173,7 +190,7 @@ def campaign(name: str, kills: int, seed: int, root: Path, data: Path) -> Iterat
     draw, fell, pending = random.Random(f"{name} {seed}"), 0, None
     again = 0  # a run that ends before its kills are spent is begun anew with the same moments drawn on
     while True:
-        blow = Blow(draw) if fell < kills else None
+        blow = Blow.drawn(draw) if fell < kills else None
         done, events = run([*arguments, *places["killed"]], root / "killed", root / "logs", blow)
         if pending is not None:
             start = next((event for event in events if event["event"] == "from"), None)

@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from crossvit.callbacks.checkpoint import damage
 from tests.commands import Job
 from tests.integration.conftest import one_stage
 from tests.kills import EVERY_STEP, RUNS, Blow, campaign, command, differences, result, run
@@ -102,19 +101,28 @@ def test_a_disk_that_is_full_ends_it_in_a_line_and_the_checkpoint_before_stays(w
 
 
 @pytest.mark.slow
-def test_a_damaged_last_checkpoint_falls_back_and_two_of_them_start_anew(whole, tmp_path):
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(whole, tmp_path):
+    """Which is that of the last validation of the first epoch, in its middle."""
     whole.go(tmp_path, Blow("step", 11, number=signal.SIGTERM))
     (last,) = tmp_path.glob("runs/stages/.partial-*/checkpoints/last.ckpt")
-    older = last.with_name("last-1.ckpt")
     last.write_bytes(last.read_bytes()[:100_000])
-    done, events = whole.go(tmp_path, Blow("step", 2, number=signal.SIGTERM))
-    assert (done.code, events[1]["step"], events[1]["file"]) == (143, 10, "last-1.ckpt"), done.err
-    assert str(last) in done.err and str(older) in done.err and "Traceback" not in done.err
-    assert damage(last) is None
-    last.write_bytes(b"")
-    older.write_bytes(b"no checkpoint")
     done, events = whole.go(tmp_path)
-    assert (done.code, events[1]["step"], events[1]["file"]) == (0, 0, None), done.err
+    start = next(event for event in events if event["event"] == "from")
+    assert (done.code, start["step"], start["file"]) == (0, 9, "last-1.ckpt"), done.err
+    assert f"{last} is damaged" in done.err and f"going on from {last.with_name('last-1.ckpt')}" in done.err
+    assert "Traceback" not in done.err
+    assert differences(whole.result, result(tmp_path)) == []
+
+
+@pytest.mark.slow
+def test_where_both_checkpoints_are_damaged_the_stage_starts_anew(whole, tmp_path):
+    whole.go(tmp_path, Blow("step", 5, number=signal.SIGTERM))
+    (last,) = tmp_path.glob("runs/stages/.partial-*/checkpoints/last.ckpt")
+    last.write_bytes(b"")
+    last.with_name("last-1.ckpt").write_bytes(b"no checkpoint")
+    done, events = whole.go(tmp_path)
+    start = next(event for event in events if event["event"] == "from")
+    assert (done.code, start["step"], start["file"]) == (0, 0, None), done.err
     assert "trained from its start again" in done.err and "Traceback" not in done.err
     assert differences(whole.result, result(tmp_path)) == []
 

@@ -1,11 +1,16 @@
 """`crossvit <command> [overrides]`: the entry point. Nothing heavy is imported until a config is composed and validated."""
 
+import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from crossvit.errors import FaultsFound, UserError
+from crossvit.errors import FaultsFound, Stopped, UserError
 
 COMMANDS = {
     "pipeline": "train a chain of stages, test it, and print the result table",
@@ -23,10 +28,18 @@ DATA_USAGE = "crossvit data make scenes, crossvit data verify data=NAME data.roo
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns the exit code: 0, 1 for faults that a check found, 2 for what the user can put right, 130 after Ctrl-C."""
+    """Runs a command and returns the exit code: 0, 1 for faults that a check found, 2 for what the user can put right, 128 + its number
+    after a signal: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        with _signals():
+            return _dispatch(arguments)
+    except Stopped as stop:
+        print(
+            f"crossvit: ended by {signal.Signals(stop.number).name}; the same command goes on from here",
+            file=sys.stderr,
+        )
+        return stop.code
     except UserError as error:
         if not _reported(error):
             _report(error)
@@ -41,6 +54,29 @@ def main(argv: list[str] | None = None) -> int:
         if not _reported(error):
             raise
         return 1
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 raise `Stopped` where nobody else answers them; a training does (`callbacks/interrupt.py`).
+
+    Files appear whole or not at all, so every place is one to leave at. Under SLURM the handlers are Lightning's and submitit's.
+    """
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    if "SLURM_JOB_ID" in os.environ or threading.current_thread() is not threading.main_thread():
+        numbers = ()
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(number)
+
+    free = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in free:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in free:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -145,7 +181,7 @@ class Job:
                 raise KeyboardInterrupt from None
             raise
         except Exception as error:
-            failure = _user_error_within(error) or error
+            failure = _user_error_within(error) or _no_room(error) or error
             _report(failure)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise failure from None
@@ -163,6 +199,20 @@ def _user_error_within(error: BaseException) -> UserError | None:
     marker = f"{UserError.__module__}.{UserError.__qualname__}: "
     if type(error).__name__ == "ProcessRaisedException" and marker in str(error):
         return UserError(str(error).rpartition(marker)[2].strip())
+    return None
+
+
+def _no_room(error: BaseException) -> UserError | None:
+    """What to say where the disk, or the user's share of it, is full."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = f"{cause.filename}: " if cause.filename else ""
+            return UserError(
+                f"{where}{cause.strerror}. Make room, or give another place with paths.runs=DIR (paths.data=DIR for data), and start "
+                "the same command again: it goes on from what is there."
+            )
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -11,3 +11,11 @@ class UserError(Exception):
 
 class FaultsFound(Exception):
     """A check has done its work and found faults: exit code 1. The message is one line."""
+
+
+class Stopped(SystemExit):
+    """A signal has asked the command to end, and it has come to a place where nothing is half done; exit code 128 + the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number

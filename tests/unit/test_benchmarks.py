@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,18 @@ def test_execution():
     assert found["checkpoint_activations"]["kept_mib"] < found["fp32"]["kept_mib"]
     assert all(abs(figures["loss"] - found["fp32"]["loss"]) < 0.2 for figures in found.values())
     assert all(figures["fused_over_explicit"] > 0 for figures in script.attention(size=2, rounds=1).values())
+
+
+def test_soak_tells_a_drift_from_noise():
+    script = load("soak")
+    hours = np.linspace(0.2, 2, 60)
+    noise = np.random.default_rng(0).normal(0, 2, 60)
+    still, grows = script.slope(hours, 100 + noise), script.slope(hours, 100 + noise + 5 * hours)
+    assert not still["drifts"] and still["low"] < 0 < still["high"]
+    assert grows["drifts"] and grows["low"] < 5 < grows["high"]
+    flat = script.slope(hours, np.full(60, 14.0))
+    assert (flat["per_hour"], flat["low"], flat["high"], flat["drifts"]) == (0, 0, 0, False)
+    assert script.reading()["handles"] > 0
 
 
 def test_contrastive_memory():

@@ -41,9 +41,6 @@ class ComputeCount(L.Callback):
         self._steps: list[int] = []
         self._units: list[float] = []
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._steps, self._units = [], []
-
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -59,11 +56,11 @@ class ComputeCount(L.Callback):
         counter = self._close()
         if counter is not None:
             self._steps.append(counter.get_total_flops())
+            if len(self._steps) == self.batches:
+                self._write(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self._close()  # a step that ended without a backward pass
-        if len(self._steps) == self.batches:
-            self._write(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if 0 < len(self._steps) < self.batches:
@@ -71,6 +68,13 @@ class ComputeCount(L.Callback):
 
     def on_exception(self, *args: Any) -> None:
         self._close()
+
+    def state_dict(self) -> dict[str, list]:
+        return {"steps": self._steps, "units": self._units}
+
+    def load_state_dict(self, state_dict: dict[str, list]) -> None:
+        """A resumed stage counts what is lacking: other batches may be longer."""
+        self._steps, self._units = list(state_dict["steps"]), list(state_dict["units"])
 
     def _close(self) -> FlopCounterMode | None:
         counter, self._counter = self._counter, None
@@ -100,7 +104,20 @@ def flop_counter() -> FlopCounterMode:
         aten._scaled_dot_product_flash_attention_for_cpu,
         aten._scaled_dot_product_flash_attention_for_cpu_backward,
     )
-    return FlopCounterMode(display=False, custom_mapping={forward: _attention, backward: _attention_backward})
+    counter = FlopCounterMode(display=False, custom_mapping={forward: _attention, backward: _attention_backward})
+    counter.mod_tracker = _WholeOnly()
+    return counter
+
+
+class _WholeOnly:
+    """In the place of the tracker that counts module by module: its hooks do not stand a second differentiation of the same graph, as of
+    the terms' gradient norms."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *args: Any) -> None: ...
 
 
 def _attention(query: tuple, key: tuple, value: tuple, *args: Any, **kwargs: Any) -> int:

@@ -26,7 +26,7 @@ class ValidationCurve(L.Callback):
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.points.append({"step": trainer.global_step, **figures})
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             write_atomically(Path(trainer.default_root_dir) / VALIDATION, json.dumps(self.points).encode())
 

@@ -1,8 +1,10 @@
 """A DataLoader for batches that come with a report."""
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from crossvit.data.datasets import Loaded
@@ -12,6 +14,9 @@ from crossvit.errors import UserError
 
 class EpochLoader(DataLoader):
     """Hands on the batch of each `Loaded` and passes its report to the main process.
+
+    It draws no global random number: those of dropout are the same whatever the workers, and after a resume. A signal to the whole group
+    of processes is the training's to answer, a worker overhears the first.
 
     Being stateful tells Lightning that the order can be taken up in mid-epoch. Where to take it up is known from the
     trainer's progress (see `CrossViTDataModule`); the state only guards against another order.
@@ -26,7 +31,8 @@ class EpochLoader(DataLoader):
     def __init__(
         self, dataset: Dataset, sampler: EpochSampler, report: Callable[[Loaded], None], **kwargs: Any
     ) -> None:
-        super().__init__(dataset, sampler=sampler, **{"collate_fn": _as_is, **kwargs})
+        own = {"collate_fn": _as_is, "worker_init_fn": _outlive_one_signal, "generator": torch.Generator()}
+        super().__init__(dataset, sampler=sampler, **{**own, **kwargs})
         self.report = report
 
     def __iter__(self) -> Iterator[Any]:
@@ -60,3 +66,8 @@ class EpochLoader(DataLoader):
 
 def _as_is(loaded: Loaded) -> Loaded:
     return loaded
+
+
+def _outlive_one_signal(worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -83,11 +83,13 @@ def ensure(config: StageConfig, data, parent: StoredStage | None) -> ChainLink:
 
 
 def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage | None, claim) -> StoredStage:
-    """Trains one stage in the claim's working directory and commits it. A `last.ckpt` found there is resumed."""
+    """Trains one stage in the claim's working directory and commits it. The newest sound checkpoint found there is resumed."""
     import lightning as L
     import torch
 
+    from crossvit.callbacks.checkpoint import forget_checkpoints, keep_last_only, newest_checkpoint
     from crossvit.callbacks.compute import COMPUTE
+    from crossvit.callbacks.interrupt import handing_on
     from crossvit.callbacks.validation_curve import VALIDATION
     from crossvit.loggers import close
     from crossvit.stages.build import build_task
@@ -99,10 +101,11 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     if parent is not None:
         hand_over(parent, task.network)
     trainer = build_trainer(cfg, claim.directory)
-    last = claim.directory / "checkpoints" / "last.ckpt"
+    last = newest_checkpoint(claim.directory)
     started = time.time()
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+        with handing_on(trainer):
+            trainer.fit(task, datamodule=data, ckpt_path=last and str(last), weights_only=True)
     except torch.OutOfMemoryError as error:
         raise UserError(f"stage {config.name}: out of device memory; lower data.batch_size ({error})") from None
     except Exception as error:
@@ -116,11 +119,12 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     weights = task.export()
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
-        last.unlink(missing_ok=True)  # nothing to go on from
+        forget_checkpoints(claim.directory)
         raise UserError(
             f"stage {config.name}: {len(broken)} of {len(weights)} tensors are not finite any more ({broken[0]}, ...): lower "
             "optimizer.lr, or see where it begins with debug=anomaly"
         )
+    keep_last_only(claim.directory)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     here = {name.split(".")[0] for name, p in task.network.named_parameters() if p.requires_grad}
     return claim.commit(

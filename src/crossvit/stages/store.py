@@ -13,12 +13,12 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossvit.report.atomic import naming, sync
 from crossvit.stages.provenance import environment
 
 if TYPE_CHECKING:
@@ -73,14 +73,13 @@ class StageClaim:
             raise ValueError(f"stage {self._fingerprint} is stored already")
         _write(self.directory / CONFIG, config)
         _write_weights(self.directory / WEIGHTS, weights)
-        shutil.copymode(self.directory / CONFIG, self.directory / WEIGHTS)  # safetensors keeps the file to its owner
         record = {"fingerprint": self._fingerprint, **environment(), **provenance}
         _write(self.directory / PROVENANCE, json.dumps(record, indent=2, default=str))
         marker = {name: _sha256(self.directory / name) for name in (WEIGHTS, CONFIG, PROVENANCE)}
         _write(self.directory / MARKER, json.dumps(marker, indent=2))
         final = self._store.root / self._fingerprint
         os.replace(self.directory, final)
-        _sync(self._store.root)
+        sync(self._store.root)
         self.stored = StoredStage(final, self._fingerprint, record)
         return self.stored
 
@@ -157,7 +156,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _write_weights(path: Path, weights: "Mapping[str, Tensor]") -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     seen: set[int] = set()
     separate = {}
@@ -167,21 +166,15 @@ def _write_weights(path: Path, weights: "Mapping[str, Tensor]") -> None:
             value = value.clone()
         seen.add(value.untyped_storage().data_ptr())
         separate[name] = value
-    save_file(separate, path)
-    _sync(path)
+    with naming(path):  # safetensors' own writer tells a full disk in words only
+        path.write_bytes(save(separate))
+        sync(path)
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        path.write_text(text, encoding="utf-8")
+        sync(path)
 
 
 def _sha256(path: Path) -> str:

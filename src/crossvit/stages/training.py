@@ -18,7 +18,9 @@ def build_trainer(cfg: DictConfig, directory: Path):
     import lightning as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    from crossvit.callbacks.checkpoint import WholeFile
     from crossvit.callbacks.interrupt import Interrupt
+    from crossvit.callbacks.resume import Resume
 
     # torch's own deprecation, raised inside Lightning at every stage
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
@@ -37,7 +39,8 @@ def build_trainer(cfg: DictConfig, directory: Path):
         trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
-            callbacks=[*callbacks, Interrupt()],
+            callbacks=[Resume(), *callbacks, Interrupt()],
+            plugins=[WholeFile()],
             logger=loggers,
             use_distributed_sampler=False,
         )

@@ -20,7 +20,7 @@ class Classes:
 class Pairs:
     """Pairs of one or two pictures, with or without a label."""
 
-    train_split = "train"
+    train_split, val_split = "train", None
 
     def __init__(self, pictures: int = 1, labelled: bool = False) -> None:
         rows = np.zeros(4, np.int64) if pictures == 1 else np.zeros((4, pictures), np.int64)

@@ -8,7 +8,7 @@ as well (in a forward pass, while a checkpoint is written, in a validation), at 
 process (while data are read, a checkpoint is looked through). Weights, figures, validation curve and metrics.csv are compared, bit for bit.
 
 Writes one json line a kill (run, stage and step it came in, what the next process went on from), one line a run (equal or not, what
-differs), and a first line that says what was run. Exit code 1 where a run has ended otherwise. `--table kills.jsonl` prints what such a file
+differs), and a first line that says what was run. Exit code 1 where a run has ended otherwise. `--table kills.jsonl` prints what a file
 says.
 """
 

@@ -8,7 +8,8 @@ as well (in a forward pass, while a checkpoint is written, in a validation), at 
 process (while data are read, a checkpoint is looked through). Weights, figures, validation curve and metrics.csv are compared, bit for bit.
 
 Writes one json line a kill (run, stage and step it came in, what the next process went on from), one line a run (equal or not, what
-differs), and a first line that says what was run. Exit code 1 where a run has ended otherwise.
+differs), and a first line that says what was run. Exit code 1 where a run has ended otherwise. `--table kills.jsonl` prints what a file
+says.
 """
 
 import argparse
@@ -41,6 +42,7 @@ RUNS = {
     "vlr": ["train", "stage=vlr", "stage.parent=null", *PARTS, *EVERYTHING, "trainer.val_check_interval=3"],
     "chain": ["pipeline", "stage=vlr", *PARTS, *EVERYTHING, "suite=scenes"],
 }
+FINISHED, AGAIN = "finished stages", "killed again before it trained"
 LENGTH = {"coco": ["trainer.max_epochs=4"], "vlr": ["trainer.max_epochs=2"], "chain": ["trainer.max_epochs=2"]}
 
 
@@ -197,7 +199,7 @@ def campaign(name: str, kills: int, seed: int, root: Path, data: Path) -> Iterat
             if start is not None:
                 pending["went_on_from"] = {key: start[key] for key in ("stage", "step", "file")}
             else:
-                pending["went_on_from"] = "finished stages" if done.code == 0 else "killed again before it trained"
+                pending["went_on_from"] = FINISHED if done.code == 0 else AGAIN
             yield pending
             pending = None
         if done.code == -signal.SIGKILL:
@@ -222,6 +224,26 @@ def campaign(name: str, kills: int, seed: int, root: Path, data: Path) -> Iterat
         shutil.rmtree(root / "killed" / "runs")
 
 
+def table(path: Path) -> str:
+    """Markdown: of each run the kills, where the next process began, and how often the end was the same."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    lines = [
+        "| run | kills | went on in mid-training | began at step 0 | stages were finished | killed again first | ends equal |"
+    ]
+    lines.append("| --- " * 7 + "|")
+    for name in dict.fromkeys(row["run"] for row in rows):
+        own = [row for row in rows if row["run"] == name]
+        places, ends = (
+            [row["went_on_from"] for row in own if "kill" in row],
+            [row["equal"] for row in own if "ended" in row],
+        )
+        begun = [place["step"] > 0 for place in places if isinstance(place, dict)]
+        others = [sum(place == text for place in places) for text in (FINISHED, AGAIN)]
+        counts = [len(places), sum(begun), len(begun) - sum(begun), *others, f"{sum(ends)} of {len(ends)}"]
+        lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="over all runs")
@@ -229,7 +251,11 @@ def main() -> int:
     parser.add_argument("--runs", nargs="*", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--out", type=Path, default=Path("kills.jsonl"))
     parser.add_argument("--root", type=Path, help="where the runs work; a temporary folder otherwise")
+    parser.add_argument("--table", type=Path, help="only print what this file of an earlier call says")
     asked = parser.parse_args()
+    if asked.table is not None:
+        print(table(asked.table))
+        return 0
     from crossvit.stages.provenance import environment as versions
 
     about = versions() | {"command": f"python -m tests.kills --kills {asked.kills} --seed {asked.seed}"}

@@ -51,8 +51,8 @@ class StoredStage:
 class StageClaim:
     """The right to train one stage, held by one process.
 
-    stored: the finished stage, where another job trained it in the meantime; else None. directory: where to train; a `last.ckpt` in it
-    is that of a job that was killed.
+    stored: the finished stage, where another job trained it in the meantime; else None. directory: where to train; checkpoints in
+    it are those of a job that was killed.
     """
 
     def __init__(self, store: "StageStore", fingerprint: str, stored: StoredStage | None) -> None:

@@ -1,16 +1,19 @@
 """`crossvit <command> [overrides]`: the entry point. Nothing heavy is imported until a config is composed and validated."""
 
 import errno
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from crossvit.errors import FaultsFound, Stopped, UserError
+from crossvit.launch import place
 
 COMMANDS = {
     "pipeline": "train a chain of stages, test it, and print the result table",
@@ -18,12 +21,16 @@ COMMANDS = {
     "evaluate": "test trained weights and print the result table",
     "study": "compare arms of a recipe over seeds; started twice, two processes share the cells",
     "report": "tables, plots and claims of a study, from the cells that are there",
+    "sweep": "how the jobs of a sweep fare, and one table of what they have measured: crossvit sweep status, sweep report",
     "data": "make the embedded corpus, check a dataset, or write one into shards: crossvit data make scenes, data verify, data pack",
 }
 DATA_COMMANDS = {
     "pack": "write a dataset into tar shards, in webdataset form; the same command goes on where it was cut off",
     "verify": "say what a dataset holds and what is wrong with it; exit code 1 where there is a fault",
 }
+PLUGINS = {"hydra_optuna_sweeper": "tune", "hydra_submitit_launcher": "slurm"}
+"""Plugins of Hydra and the extra that each comes with."""
+SWEEP_USAGE = "crossvit sweep status [NAME or DIR], crossvit sweep report [NAME or DIR]"
 DATA_USAGE = "crossvit data make scenes, crossvit data verify data=NAME data.root=DIR, crossvit data pack data=NAME data.root=DIR out=DIR"
 
 
@@ -99,10 +106,29 @@ def _dispatch(arguments: list[str]) -> int:
         own = rest[0] if command == "data" and rest[0] in DATA_COMMANDS else None
         print(command_page(own, DATA_COMMANDS[own]) if own else command_page(command, COMMANDS[command]))
         return 0
-    if command == "data":
-        command, rest = data_command(rest)
+    command, rest = primary_and_overrides(command, rest)
     _run_hydra(command, rest)
     return 0
+
+
+def primary_and_overrides(command: str, rest: list[str]) -> tuple[str, list[str]]:
+    """Primary config and overrides of a command line. Raises UserError for words that the command does not take."""
+    special = {"data": data_command, "sweep": sweep_command}
+    return special[command](rest) if command in special else (command, rest)
+
+
+def sweep_command(rest: list[str]) -> tuple[str, list[str]]:
+    """Primary config and overrides of the words after `crossvit sweep`: `status NAME` becomes `show=status sweep_name=NAME`.
+
+    Raises UserError for other words.
+    """
+    if rest and rest[0] in ("status", "report"):
+        show, *rest = rest
+        named = rest and not rest[0].startswith("-") and "=" not in rest[0]
+        return "sweep", [f"show={show}", *([f"sweep_name='{rest[0]}'"] if named else []), *rest[bool(named) :]]
+    if rest and rest[0].startswith("-"):
+        return "sweep", rest  # a flag of Hydra
+    raise UserError(f"usage: {SWEEP_USAGE}")
 
 
 def data_command(rest: list[str]) -> tuple[str, list[str]]:
@@ -128,6 +154,8 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     from crossvit.config.compose import config_directory, register_resolvers
     from crossvit.config.explain import COMPOSITION_ERRORS, explain
 
+    # of Hydra 1.4, which asks for what stages/build.py does: saying which classes may be built
+    warnings.filterwarnings("ignore", message=r"(?s).*(_execution_whitelist_|version_base parameter)")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and leaving with code 1
     version.setbase("1.3")
     register_resolvers()
@@ -136,7 +164,9 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     args = parser.parse_intermixed_args(arguments)
     if args.config_path is not None:
         args.config_path = str(Path(args.config_path).resolve())
-    job = Job(command)
+    if not (args.run or args.cfg or args.info) and any(map(_asks_for_jobs, args.overrides)):
+        args.multirun = True
+    job = Job(command, args.overrides)
     try:
         _run_hydra(args, parser, job, config_path=str(config_directory()), config_name=command)
     except (
@@ -146,12 +176,37 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
         if _reported(error):
             raise
         raise UserError(explain(error, args.config_name or command, args.overrides, args.config_dir)) from error
+    except RuntimeError as error:  # a launcher or a sweeper that comes with an extra
+        extra = next(
+            (name for plugin, name in PLUGINS.items() if f"class : 'hydra_plugins.{plugin}." in str(error)), None
+        )
+        if extra is None:
+            raise
+        raise UserError(f"needs a package that is not installed: pip install crossvit[{extra}]") from None
     except OSError as error:  # the run directory, which Hydra makes
         if _reported(error) or error.filename is None:
             raise
         raise UserError(f"{error.filename}: {error.strerror}; paths.runs=DIR puts the runs elsewhere") from error
+    finally:
+        _point_to_record()
     if job.failure is not None:
         raise job.failure
+
+
+def _asks_for_jobs(override: str) -> bool:
+    """`sweep=` and any `cluster=` but the local one stand for -m: what they say is about jobs that are started from here."""
+    key, _, option = override.partition("=")
+    return (key == "sweep" and option != "null") or (key == "cluster" and option not in ("local", "null"))
+
+
+def _point_to_record() -> None:
+    """After a sweep: how its jobs have fared."""
+    from crossvit.sweeps import Plan, Sweep
+
+    if Plan.written is not None:
+        sweep, Plan.written = Sweep.read(Plan.written), None
+        count = ", ".join(f"{number} {state}" for state, number in sweep.count().items()) or "no job"
+        print(f"sweep {sweep.path.name}: {count}; crossvit sweep status {sweep.path.name}", file=sys.stderr)
 
 
 class Job:
@@ -159,11 +214,20 @@ class Job:
 
     An error is reported at once. In a sweep it is raised again, so that the launcher counts the job as failed; the other jobs go on and
     the exit code follows at the end. A single job's error is kept in `failure`, for Hydra would add lines of its own.
+
+    given: the overrides as they stood on the command line, by which a sweep is known. A launcher may send a Job to another machine.
     """
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, given: Sequence[str] = ()) -> None:
         self.command = command
+        self.given = [o for o in given if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
         self.failure: Exception | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from crossvit.config.compose import register_resolvers
+
+        self.__dict__.update(state)
+        register_resolvers()  # this process has not come by `main`
 
     def __call__(self, cfg: Any) -> Any:
         from importlib import import_module
@@ -173,20 +237,64 @@ class Job:
 
         from crossvit.config.prepare import prepare
 
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+        training = False
         try:
-            cfg = prepare(cfg)
-            return import_module(f"crossvit.commands.{self.command}").run(cfg)
+            self._check_launch(multirun)
+            with self._recorded(cfg) if multirun and place().rank == 0 else nullcontext({}) as record:
+                try:
+                    cfg = prepare(cfg)
+                    training = True
+                    value = import_module(f"crossvit.commands.{self.command}").run(cfg)
+                except Exception as error:
+                    found = _user_error_within(error) or _no_room(error)
+                    if found is None or found is error:
+                        raise
+                    raise found from error
+                if isinstance(value, float):
+                    record |= {"value": value, "monitor": cfg.stage.monitor}
+                return value
         except SystemExit as leaving:  # Lightning turns Ctrl-C into an exit
             if isinstance(leaving.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             raise
         except Exception as error:
-            failure = _user_error_within(error) or _no_room(error) or error
-            _report(failure)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise failure from None
-            self.failure = failure
+            _report(error, everywhere=training)
+            if multirun:
+                raise error from None
+            self.failure = error
             return None
+
+    def _check_launch(self, multirun: bool) -> None:
+        """Raises UserError for a launcher that would not be asked, and where several processes were started from outside for what one
+        does. Ranks behind the first are quiet."""
+        from hydra.core.hydra_config import HydraConfig
+
+        rank, world, launcher = place()
+        here = "BasicLauncher" in HydraConfig.get().launcher["_target_"]
+        if not (multirun or here):
+            raise UserError("the config asks for a cluster, and a run without -m stays here: give -m, or cluster=local")
+        if world == 1:
+            return
+        if self.command not in ("train", "pipeline"):
+            raise UserError(f"{self.command} is the work of one process: start it without {launcher}")
+        if multirun and here:
+            raise UserError(
+                f"a sweep under {launcher} would run every job in each of {world} processes: start it without, with trainer=ddp, or "
+                "with cluster=slurm, or train one configuration at a time"
+            )
+        if rank > 0:
+            logging.getLogger("crossvit").setLevel(logging.ERROR)
+            for handler in [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]:
+                logging.getLogger().removeHandler(handler)
+
+    def _recorded(self, cfg: Any) -> AbstractContextManager[dict[str, Any]]:
+        """The record of this job of a sweep; nothing for a command that has none."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from crossvit.sweeps import job_record
+
+        return job_record(cfg, self.given, HydraConfig.get()) if "sweep_name" in cfg else nullcontext({})
 
 
 def _user_error_within(error: BaseException) -> UserError | None:
@@ -216,7 +324,11 @@ def _no_room(error: BaseException) -> UserError | None:
     return None
 
 
-def _report(error: Exception) -> None:
+def _report(error: Exception, everywhere: bool = False) -> None:
+    """Of processes that were started side by side the first speaks; `everywhere`: each, for it may be alone with its error."""
+    error.reported_by = os.getpid()
+    if not everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        return
     if isinstance(error, UserError):
         print(f"crossvit: error: {error}", file=sys.stderr)
     elif isinstance(error, FaultsFound):
@@ -225,7 +337,6 @@ def _report(error: Exception) -> None:
         import traceback
 
         traceback.print_exception(error)
-    error.reported_by = os.getpid()
 
 
 def _reported(error: Exception) -> bool:

@@ -33,6 +33,9 @@ STUDY_KEYS = {
     "paths.results=DIR": "where the cells and the report are kept",
     "paths.store=DIR": "where finished stages are kept, which the arms share",
 }
+SWEEP_KEYS = {
+    "paths.runs=DIR": "where the runs lie that were swept",
+}
 DATA_KEYS = {
     "scenes.preset=easy": "easy, medium or hard",
     "scenes.seed=0": "the same arguments give the same bytes",
@@ -64,12 +67,14 @@ KEYS = {
     "evaluate": EVALUATION_KEYS,
     "study": STUDY_KEYS,
     "report": STUDY_KEYS,
+    "sweep": SWEEP_KEYS,
 }
 EXAMPLES = {
     "train": (
         "crossvit train                                   the whole chain on the embedded corpus",
         "crossvit train stage=imagenet patch_encoder=resnet18",
         "crossvit train -m patch_encoder=resnet18,resnet34 stage=imagenet,coco,vlr",
+        "crossvit train sweep=seeds                       a sweep by name; again to train what is missing",
         "crossvit train trainer=ddp_sim                   two processes on the CPU",
         "crossvit train --cfg job                         the composed config",
     ),
@@ -85,6 +90,11 @@ EXAMPLES = {
         "crossvit study arm=late seed=0                   one cell",
     ),
     "report": ("crossvit report study=smoke                      what is there, complete or not",),
+    "sweep": (
+        "crossvit sweep status                            the sweep that was started last",
+        "crossvit sweep status NAME                       another one, by its name or its folder",
+        "crossvit sweep report NAME                       table.md, .csv and .json in its folder",
+    ),
     "data": (
         "crossvit data make scenes scenes.preset=easy",
         "crossvit data verify data=coco data.root=DIR",
@@ -111,10 +121,12 @@ def front_page(commands: dict[str, str]) -> str:
 
 def command_page(command: str, summary: str) -> str:
     """What `crossvit <command> --help` prints."""
-    usage = {"data": "crossvit data make scenes"} | {name: f"crossvit data {name}" for name in ("pack", "verify")}
+    usage = {"data": "crossvit data make scenes", "sweep": "crossvit sweep status|report [NAME or DIR]"} | {
+        name: f"crossvit data {name}" for name in ("pack", "verify")
+    }
     usage = usage.get(command, f"crossvit {command}")
     lines = [f"usage: {usage} [key=value ...]", "", f"{summary[0].upper()}{summary[1:]}.", ""]
-    if command != "data":
+    if command not in ("data", "sweep"):
         lines += ["Choices (group=option):"]
         groups = config_groups(config_directory())
         for group, options in ({"data": groups["data"]} if command in ("pack", "verify") else groups).items():

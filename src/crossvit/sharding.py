@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
@@ -100,6 +101,17 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
+
+    def teardown(self) -> None:
+        """Processes that were started from outside keep the module: it gets its weights back whole."""
+        module = self.lightning_module
+        if self._launcher is None and module is not None and module.trainer.state.status != TrainerStatus.INTERRUPTED:
+            put_back(module)
+            for part in module.modules():
+                for name, value in part._parameters.items():
+                    if isinstance(value, DTensor):
+                        part._parameters[name] = nn.Parameter(whole(value).detach().cpu(), value.requires_grad)
+        super().teardown()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole, on the CPU, on every process."""

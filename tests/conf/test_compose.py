@@ -49,6 +49,8 @@ def overrides_for(group: str, option: str) -> list[str]:
         overrides.append("stage.parent=null")
     if (group, option) == ("objective", "classification"):
         overrides.append("stage=imagenet")
+    if option == "fsdp_2x8":
+        overrides.append("cluster=slurm")  # its processes come from outside
     if (group, option) == ("objective", "terms"):
         overrides.append("objective.itc.weight=1")
     return overrides
@@ -58,6 +60,7 @@ def test_every_file_belongs_to_a_test():
     files = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
     tested = {f"{primary}.yaml" for primary in PRIMARIES} | {f"{group}/{option}.yaml" for group, option in OPTIONS}
     hydra = {"hydra/job_logging/crossvit.yaml", "hydra/hydra_logging/crossvit.yaml"}  # part of every primary
+    hydra |= {"hydra/launcher/slurm.yaml", "hydra/sweeper/tune.yaml"}  # of cluster=slurm and sweep=tune
     assert files == tested | hydra
 
 
@@ -141,7 +144,9 @@ def test_trainer_takes_its_settings(option, tmp_path):
     L.Trainer(**settings, logger=False, default_root_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in ("stage", "experiment", "arm")])
+@pytest.mark.parametrize(
+    ("group", "option"), [(g, o) for g, o in OPTIONS if g in ("stage", "experiment", "arm", "sweep")]
+)
 def test_header_says_what_it_is(group, option):
     lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
@@ -167,6 +172,15 @@ def test_a_study_names_arms_that_are_there(option):
     Plan(**OmegaConf.to_container(study, resolve=True)).check(group_options("arm"))
     assert study.name == option
     assert ("study", option) in OPTIONS and set(study.arms) <= {o for g, o in OPTIONS if g == "arm"}
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sweep"])
+def test_a_sweep_names_options_that_are_there(option):
+    groups = config_groups(CONF)
+    params = OmegaConf.load(CONF / "sweep" / f"{option}.yaml").hydra.sweeper.params
+    assert params
+    for key, values in params.items():
+        assert key not in groups or set(values.split(",")) <= set(groups[key])
 
 
 def test_special_keys_are_hydras():

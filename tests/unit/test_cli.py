@@ -107,7 +107,7 @@ class TestHelp:
         code, out, _ = crossvit(command, "--help", runs=False)
         assert code == 0
         assert max(map(len, out.splitlines())) <= 120
-        if command != "data":
+        if command not in ("data", "sweep"):
             assert "resnet18, resnet34, resnet50" in out
             assert "trainer        auto, cpu, ddp, ddp_sim" in out
 
@@ -115,7 +115,12 @@ class TestHelp:
         from crossvit.help import KEYS, TRAINING_KEYS
 
         for command, keys in {"train": TRAINING_KEYS, **KEYS}.items():
-            words = {"data": ["data", "make", "scenes"], "pack": ["data", "pack"], "verify": ["data", "verify"]}
+            words = {
+                "data": ["data", "make", "scenes"],
+                "sweep": ["sweep", "status"],
+                "pack": ["data", "pack"],
+                "verify": ["data", "verify"],
+            }
             words = words.get(command, [command])
             code, _, err = crossvit(*words, *(key.strip("'") for key in keys), "--cfg", "job", runs=False)
             assert code == 0, err
@@ -307,6 +312,142 @@ class TestSweep:
         assert code == 2
         assert "Did you mean 'optimizer.lr'?" in err
         assert not train.seen
+
+
+class TestSweepRecord:
+    """What the jobs of a sweep leave behind, and what of it `crossvit sweep` shows."""
+
+    def test_a_sweep_that_is_cut_off_and_started_again(self, crossvit, train, tmp_path):
+        from crossvit.sweeps import Sweep
+
+        seen = []
+
+        def states():
+            (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
+            return [job.state for job in Sweep.read(folder).jobs]
+
+        def act(cfg):
+            seen.append(states())
+            if cfg.seed == 0:
+                raise UserError("seed 0 is unlucky")
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+        train.act = act
+        assert crossvit("train", "sweep=seeds", "seed=0,1,2")[0] == 130
+        assert seen == [["running", "missing", "missing"], ["failed", "running", "missing"]]
+        assert states() == ["failed", "interrupted", "missing"]
+        (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
+        assert folder.name.startswith("seeds-")
+        code, out, _ = crossvit("sweep", "status")
+        assert code == 0
+        assert {"seed=1", "interrupted"} < set(out.split()) and "seed 0 is unlucky" in out
+        assert f"1 failed, 1 interrupted, 1 missing\nsweep: {folder}\n" in out
+
+        def learn(cfg):
+            with open(f"{cfg.paths.run_dir}/chain.json", "w") as chain:
+                json.dump([{"stage": cfg.stage.name}], chain)
+            return 0.25 + cfg.seed / 4
+
+        train.act = learn
+        code, _, err = crossvit("train", "seed=0,1,2", "sweep=seeds")
+        assert code == 0
+        assert err.splitlines()[-1] == f"sweep {folder.name}: 3 finished; crossvit sweep status {folder.name}"
+        code, out, err = crossvit("sweep", "report", folder.name)
+        assert code == 0, err
+        assert "val/acc@1: 50.0 ± 25.0" in " ".join(out.split())
+        cells = json.loads((folder / "table.json").read_text())
+        assert [(c["row"], c["backbone"], c["task"], c["seed"], c["value"]) for c in cells] == [
+            ("all seeds", "ConvStem", "validation", seed, 0.25 + seed / 4) for seed in range(3)
+        ]
+        assert (folder / "table.csv").read_text().count("\n") == 4
+
+    def test_a_tuned_sweep_goes_on_until_it_has_its_trials(self, crossvit, train, tmp_path):
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install crossvit[tune]")
+
+        def act(cfg):
+            if len(train.seen) == 2:
+                raise UserError("the second is unlucky")
+            return cfg.optimizer.lr
+
+        train.act = act
+        for trials, begun in ((2, 2), (2, 3), (2, 3), (3, 4)):  # the one that fails does not count
+            code, _, err = crossvit("train", "sweep=tune", f"tune.trials={trials}")
+            assert (code, len(train.seen)) == (0, begun), err
+        folder = tmp_path / "runs" / "sweeps" / "tune-imagenet"
+        best = OmegaConf.load(folder / "optimization_results.yaml")
+        rates = [cfg.optimizer.lr for cfg in train.seen]
+        assert best.best_value == max(rate for number, rate in enumerate(rates) if number != 1)
+        assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+        assert "3 finished, 1 failed" in crossvit("sweep", "status", "tune-imagenet")[1]
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["sweep"], "usage: crossvit sweep status"),
+            (["sweep", "stauts"], "usage: crossvit sweep status"),
+            (["sweep", "status"], "holds no sweep: start one with crossvit train -m"),
+            (["train", "sweep=sedes"], "sweep=sedes: no such option. Did you mean 'seeds'?"),
+        ],
+    )
+    def test_misuse(self, crossvit, train, words, message):
+        code, _, err = crossvit(*words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+
+    def test_processes_that_would_run_the_command_again_are_refused(self, crossvit, train):
+        """Each would train other hyper-parameters, and nobody would see it."""
+        code, _, err = crossvit("train", "-m", "seed=0", "trainer.strategy=ddp", "trainer.devices=2")
+        assert code == 2 and not train.seen
+        for way in ("trainer=ddp or trainer.strategy=ddp_spawn", "cluster=slurm", "one run at a time, without -m"):
+            assert way in err
+        assert crossvit("train", "-m", "seed=0", "trainer=ddp_sim")[0] == 0
+        assert len(train.seen) == 1
+
+    def test_one_run_of_them_is_refused_too(self, crossvit, train):
+        code, _, err = crossvit("train", "trainer.strategy=ddp", "trainer.devices=2")
+        assert code == 2 and not train.seen
+        assert "would start the whole command once for each device" in err and "torchrun" in err
+
+    @pytest.mark.parametrize(
+        ("variables", "words", "message"),
+        [
+            (
+                {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2"},
+                ["train", "-m", "seed=0"],
+                "a sweep under torchrun",
+            ),
+            (
+                {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"},
+                ["study", "arm=base", "seed=0"],
+                "start it without srun",
+            ),
+            ({"WORLD_SIZE": "2"}, ["train"], "WORLD_SIZE is set: start one process"),
+        ],
+    )
+    def test_several_processes_for_what_one_does_are_refused(
+        self, crossvit, train, monkeypatch, variables, words, message
+    ):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        code, _, err = crossvit(*words)
+        assert code == 2 and not train.seen
+        assert message in err
+
+    @pytest.mark.parametrize(("option", "extra"), [("sweep=tune", "tune"), ("cluster=slurm", "slurm")])
+    def test_a_package_that_is_not_there_is_named(self, crossvit, train, monkeypatch, option, extra):
+        """Its config composes without it."""
+        from hydra.core.plugins import Plugins
+
+        known = Plugins.instance().class_name_to_class
+        for name in [name for name in known if name.startswith("hydra_plugins.")]:
+            monkeypatch.delitem(known, name)
+        assert crossvit("train", option, "--cfg", "job")[0] == 0
+        code, _, err = crossvit("train", option)
+        assert (code, err.splitlines()[-1]) == (
+            2,
+            f"crossvit: error: needs a package that is not installed: pip install crossvit[{extra}]",
+        )
 
 
 class TestVerify:

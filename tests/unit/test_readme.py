@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crossvit.cli import COMMANDS, data_command
+from crossvit.cli import COMMANDS, primary_and_overrides
 from crossvit.config import chain_configs, check_signatures, compose, validate
 from crossvit.data import scenes
 from tests.documents import DOCUMENTS, ROOT, blocks, commands, files
@@ -37,8 +37,11 @@ def jobs(words: list[str]) -> list[list[str]]:
     axes = []
     for override in OverridesParser.create().parse_overrides([word for word in words if word not in flags]):
         if override.is_sweep_override():
-            assert "-m" in words or command == "study", f"{override.input_line} needs -m"
-            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+            by_name = any(word.startswith("sweep=") for word in words)
+            assert "-m" in words or command == "study" or by_name, f"{override.input_line} needs -m"
+            one = not override.is_discrete_sweep()  # an interval, of which a tuned sweep draws
+            values = [str(override.value().start)] if one else override.sweep_string_iterator()
+            axes.append([f"{override.get_key_element()}={value}" for value in values])
         else:
             axes.append([override.input_line])
     return [[axis[job % len(axis)] for axis in axes] for job in range(max(map(len, axes), default=1))]
@@ -51,9 +54,9 @@ def test_the_documents_show_every_command():
 @pytest.mark.parametrize("shown", [s for s in SHOWN if not uses_an_added_file(shlex.split(s))])
 def test_command_composes(shown):
     command, *words = shlex.split(shown)
-    primary, words = data_command(words) if command == "data" else (command, words)
+    primary, words = primary_and_overrides(command, words)
     for overrides in jobs([primary, *words]):
-        if command == "data":
+        if command in ("data", "sweep"):
             validate(compose(overrides, primary))
         else:
             for link in chain_configs(overrides, command):

@@ -11,7 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from crossvit.errors import UserError
 
 # What a run's name already says, or what does not change a result: the digest in the name leaves these out.
-UNNAMED = ("stage", "patch_encoder", "experiment", "seed", "run_name", "paths", "logger", "hydra")
+UNNAMED = (
+    *("stage", "patch_encoder", "experiment", "seed", "run_name", "paths", "logger", "hydra"),
+    *("sweep", "sweep_name", "tune", "cluster"),
+)
+
+GPUS = ("gpu", "cuda")
+"""Accelerators for which a cluster is asked for GPUs."""
 
 
 class Invocation(NamedTuple):
@@ -93,10 +99,14 @@ def group_options(group: str) -> list[str]:
 
 
 def register_resolvers() -> None:
-    """Makes `${auto_run_name:}`, `${package_file:}` and `${comma_separated:}` known; to be called before Hydra starts."""
+    """Makes `${auto_run_name:}`, `${package_file:}` and the others known; to be called before Hydra starts."""
     OmegaConf.register_new_resolver("auto_run_name", _auto_run_name, replace=True)
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)
     OmegaConf.register_new_resolver("comma_separated", lambda items: ",".join(map(str, items)), replace=True)
+    OmegaConf.register_new_resolver("optuna_direction", lambda mode: f"{mode}imize", replace=True)
+    OmegaConf.register_new_resolver("trials_left", trials_left, replace=True)
+    OmegaConf.register_new_resolver("one_more", lambda number: number + 1, replace=True)
+    OmegaConf.register_new_resolver("gpus", lambda kind, devices: devices if kind in GPUS else None, replace=True)
 
 
 def package_file(package: str, path: str) -> str:
@@ -116,6 +126,16 @@ def package_file(package: str, path: str) -> str:
     if not found.exists():
         raise UserError(f"the installed package {package} has no {path}")
     return str(found)
+
+
+def trials_left(wanted: int, storage: str, study: str) -> int:
+    """`${trials_left:...}`: how many trials a study of Optuna lacks; those that failed or were cut off do not count."""
+    import optuna
+
+    if study not in optuna.get_all_study_names(storage):
+        return wanted
+    done = optuna.load_study(study_name=study, storage=storage).get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    return max(0, wanted - len(done))
 
 
 def storable(cfg: DictConfig) -> str:

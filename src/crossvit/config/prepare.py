@@ -8,6 +8,7 @@ from crossvit.config.chain import chain_configs
 from crossvit.config.compose import current_invocation
 from crossvit.config.validate import validate
 from crossvit.errors import UserError
+from crossvit.launch import place
 
 
 def prepare(cfg: DictConfig) -> DictConfig:
@@ -27,10 +28,11 @@ def prepare(cfg: DictConfig) -> DictConfig:
             cfg.run_name = cfg.run_name  # the resolver's answer, which needs the running job, as plain text
             validate(cfg)
     except UserError:
-        if directory.is_dir() and not any(directory.iterdir()):
+        if place().rank == 0 and directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
         raise
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    (directory / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(invocation.overrides)))
+    if place().rank == 0:
+        (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        (directory / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(invocation.overrides)))
     OmegaConf.set_readonly(cfg, True)
     return cfg

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from crossvit.config.explain import flatten, suggest
 from crossvit.config.targets import check_own_targets
 from crossvit.errors import UserError
+from crossvit.launch import place as this_process
 
 TASKS = ("patch_encoder", "visual_transformer", "cross_modal")
 PRECISIONS = ("auto", "32", "32-true", "bf16-mixed", "16-mixed", "bf16-true")
@@ -120,6 +121,10 @@ def _seeds(key: str, value: Any) -> None:
 CHECKS: dict[str, Check] = {
     "seed": _integer(0, 2**32 - 1),
     "make": _choice(CORPORA),
+    "show": _choice(("status", "report")),
+    "tune.trials": _integer(1),
+    "tune.at_once": _integer(1),
+    "tune.seed": _integer(0, 2**32 - 1, null=True),
     "samples_per_shard": _integer(1),
     "decode": _flag,
     "json": _flag,
@@ -218,17 +223,13 @@ def _check_objective_fits_task(plain: dict) -> None:
 
 
 def _check_strategy(plain: dict) -> None:
-    """Several devices, but not by spawned processes: Lightning would start the command line, and with it the chain, once for each."""
+    """Several devices, by processes that are neither spawned nor started from outside: Lightning would run the command line, and with it
+    the chain, once for each."""
     trainer = plain.get("trainer") or {}
-    devices, strategy = trainer.get("devices"), str(trainer.get("strategy"))
-    several = (
+    devices, strategy, nodes = trainer.get("devices"), str(trainer.get("strategy")), trainer.get("num_nodes") or 1
+    several = nodes > 1 or (
         len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and (devices > 1 or devices == -1)
     )
-    if several and not any(word in strategy for word in ("spawn", "fork")):
-        raise UserError(
-            f"trainer.strategy={strategy} with trainer.devices={devices} would start the whole command once for each device: set "
-            "trainer=ddp, fsdp, ddp_sim or fsdp_sim, or trainer.strategy=ddp_spawn"
-        )
     if any(word in strategy for word in ("fsdp", "model_parallel", "deepspeed")) and strategy != SHARDED:
         raise UserError(
             f"trainer.strategy={strategy}: weights are sharded by trainer.strategy={SHARDED}, see trainer=fsdp"
@@ -238,6 +239,38 @@ def _check_strategy(plain: dict) -> None:
             f"trainer.precision={trainer['precision']} scales the loss, which trainer.strategy={SHARDED} cannot: "
             "set trainer.precision=bf16-mixed"
         )
+    on_a_cluster = "tasks_per_node" in (plain.get("cluster") or {})
+    if not several or this_process().world > 1:
+        return
+    if on_a_cluster and (not isinstance(devices, int) or devices < 1):
+        raise UserError(
+            f"trainer.devices={devices}: cluster=slurm asks for one task a device: say how many of each node"
+        )
+    if on_a_cluster:
+        return
+    if nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={nodes}: processes on other nodes come from outside: set cluster=slurm, or start torchrun on each node"
+        )
+    if any(word in strategy for word in ("spawn", "fork")):
+        return
+    if _is_sweep():
+        raise UserError(
+            f"trainer.strategy={strategy} with trainer.devices={devices} in a sweep: Lightning would run the command line again for each "
+            "device, and each would train other hyper-parameters. Three ways out: trainer=ddp or trainer.strategy=ddp_spawn, whose "
+            "processes the job itself spawns; cluster=slurm, one task a device for each job; or one run at a time, without -m"
+        )
+    raise UserError(
+        f"trainer.strategy={strategy} with trainer.devices={devices} would start the whole command once for each device: set "
+        "trainer=ddp, fsdp, ddp_sim or fsdp_sim, or trainer.strategy=ddp_spawn, or start it with torchrun --nproc-per-node"
+    )
+
+
+def _is_sweep() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _pair(key: str, value: Any) -> None:

@@ -2,15 +2,16 @@
 
 import json
 import logging
-import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from crossvit.config import StageConfig, chain_configs, check_signatures, storable
 from crossvit.errors import UserError
 from crossvit.stages.fingerprint import fingerprint
-from crossvit.stages.store import StageStore, StoredStage
+from crossvit.stages.ranks import ALONE, Ranks, SharedClaim, join
+from crossvit.stages.store import StageClaim, StageStore, StoredStage
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +26,19 @@ class ChainLink:
 
 
 def run_chain(overrides: list[str], primary: str = "train") -> list[ChainLink]:
-    """Trains what is missing of the chain that ends in the stage of `overrides`; the root comes first in the answer."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("WORLD_SIZE is set: start one process, `trainer=ddp` starts the others itself")
+    """Trains what is missing of the chain that ends in the stage of `overrides`; the root comes first in the answer.
+
+    Processes that were started from outside (torchrun, srun) train each stage together.
+    """
     configs = chain_configs(overrides, primary)
     for config in configs:
         check_signatures(config.cfg)
-    modules = [open_data(config) for config in configs]  # all of them, before the first is trained
-    check_missing(configs, modules)
+    ranks = join(configs[-1].cfg)
+    modules = ranks.in_turn(lambda: [open_data(config) for config in configs])  # all, before the first is trained
+    ranks.in_turn(lambda: check_missing(configs, modules))
     links: list[ChainLink] = []
     for config, data in zip(configs, modules, strict=True):
-        links.append(ensure(config, data, links[-1].stored if links else None))
+        links.append(ensure(config, data, links[-1].stored if links else None, ranks))
     return links
 
 
@@ -64,25 +67,29 @@ def check_missing(configs: list[StageConfig], modules: list) -> None:
             check_stage(config, data)
 
 
-def ensure(config: StageConfig, data, parent: StoredStage | None) -> ChainLink:
+def ensure(config: StageConfig, data, parent: StoredStage | None, ranks: Ranks = ALONE) -> ChainLink:
     """Takes the stage from the store, or trains it there. Two jobs that need the same stage train it once: the second waits."""
-    cfg = config.cfg
     manifest = data.manifest()
-    mark = fingerprint(cfg, parent.fingerprint if parent else None, manifest)
-    store = StageStore(Path(cfg.paths.store))
-    stored = store.get(mark)
-    if stored is not None:
-        log.info("%s: taken from %s", config.name, stored.path)
-        return ChainLink(config, stored, trained=False)
-    with store.claim(mark, label=config.name) as claim:
-        if claim.stored is not None:  # another job trained it while this one waited
+    mark = fingerprint(config.cfg, parent.fingerprint if parent else None, manifest)
+    store = StageStore(Path(config.cfg.paths.store))
+    with ExitStack() as held:
+        claim = SharedClaim(ranks.decide(lambda: take_or_claim(store, mark, config.name, held)), ranks)
+        if claim.stored is not None:
             log.info("%s: taken from %s", config.name, claim.stored.path)
             return ChainLink(config, claim.stored, trained=False)
         log.info("%s: training as %s", config.name, mark)
         return ChainLink(config, train_stage(config, data, manifest, parent, claim), trained=True)
 
 
-def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage | None, claim) -> StoredStage:
+def take_or_claim(store: StageStore, mark: str, name: str, held: ExitStack) -> StageClaim:
+    """The stage, if it is stored or another job stores it while this one waits; else the right to train it, until `held` ends."""
+    stored = store.get(mark)
+    return StageClaim(store, mark, stored) if stored is not None else held.enter_context(store.claim(mark, label=name))
+
+
+def train_stage(
+    config: StageConfig, data, manifest: dict, parent: StoredStage | None, claim: SharedClaim
+) -> StoredStage:
     """Trains one stage in the claim's working directory and commits it. The newest sound checkpoint found there is resumed."""
     import lightning as L
     import torch
@@ -100,8 +107,8 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     task = build_task(cfg, num_classes=len(data.classes) if hasattr(data, "classes") else None)
     if parent is not None:
         hand_over(parent, task.network)
-    trainer = build_trainer(cfg, claim.directory)
-    last = newest_checkpoint(claim.directory)
+    trainer = claim.ranks.in_turn(lambda: build_trainer(cfg, claim.directory))
+    last = claim.ranks.decide(lambda: newest_checkpoint(claim.directory))
     started = time.time()
     try:
         with handing_on(trainer):
@@ -164,6 +171,11 @@ def hand_over(parent: StoredStage, network) -> None:
     fresh = tuple(name for name in network.state_dict() if not name.startswith(provides))
     report = transfer(network, weights, allow_missing=fresh)
     log.info("from %s: %s", parent.provenance["stage"], report.summary())
+
+
+def watched(link: ChainLink) -> float | None:
+    """The last value of the figure that a stage watches (`stage.monitor`); None where it was not measured."""
+    return link.stored.provenance["metrics"].get(link.config.cfg.stage.monitor)
 
 
 def describe(links: list[ChainLink]) -> str:

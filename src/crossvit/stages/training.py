@@ -1,5 +1,6 @@
 """The Lightning Trainer of a stage, built from its config."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from crossvit.config.validate import SHARDED
 from crossvit.errors import UserError
 from crossvit.stages.build import make
+from crossvit.stages.ranks import surroundings
 
 
 def build_trainer(cfg: DictConfig, directory: Path):
@@ -20,6 +22,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
 
     from crossvit.callbacks.checkpoint import WholeFile
     from crossvit.callbacks.interrupt import Interrupt
+    from crossvit.callbacks.preempted import Preempted
     from crossvit.callbacks.resume import Resume
 
     # torch's own deprecation, raised inside Lightning at every stage
@@ -27,6 +30,8 @@ def build_trainer(cfg: DictConfig, directory: Path):
 
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("_target_", None)
+    place = surroundings(settings["strategy"])
+    settings["strategy"] = place.strategy
     if settings["strategy"] == SHARDED:
         from crossvit.sharding import ShardedStrategy
 
@@ -34,13 +39,14 @@ def build_trainer(cfg: DictConfig, directory: Path):
     if cfg.callbacks.get("progress_bar") is None:
         settings["enable_progress_bar"] = False  # else Lightning puts a bar of its own in the place of the one left out
     callbacks = [make(node) for node in cfg.callbacks.values() if node is not None]
+    callbacks += [Preempted()] if "SLURM_JOB_ID" in os.environ else []
     loggers = [make(node) for node in cfg.logger.values() if node is not None]
     try:
         trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
             callbacks=[Resume(), *callbacks, Interrupt()],
-            plugins=[WholeFile()],
+            plugins=[WholeFile(), place.environment],
             logger=loggers,
             use_distributed_sampler=False,
         )

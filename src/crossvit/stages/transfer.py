@@ -11,6 +11,7 @@ from crossvit.report.cells import Cell
 from crossvit.stages.chain import ChainLink, ensure, open_data
 from crossvit.stages.evaluating import DATASETS, evaluate_stages
 from crossvit.stages.preflight import check_stage
+from crossvit.stages.ranks import join
 
 
 class Transfer(NamedTuple):
@@ -44,7 +45,7 @@ def plan_transfers(cfg: DictConfig, overrides: list[str], chain: list[StageConfi
 def run_transfers(plan: list[Transfer], links: list[ChainLink]) -> list[ChainLink]:
     """Trains what the store lacks of the plan."""
     stored = {link.config.name: link.stored for link in links}
-    return [ensure(one.config, open_data(one.config), stored.get(one.start)) for one in plan]
+    return [ensure(one.config, open_data(one.config), stored.get(one.start), join(one.config.cfg)) for one in plan]
 
 
 def evaluate_transfers(plan: list[Transfer], links: list[ChainLink], cfg: DictConfig) -> list[Cell]:

@@ -35,6 +35,8 @@ class Task(L.LightningModule):
         self._schedule = schedule
         self._lr_scale = dict(lr_scale or {})
         self._total_steps: int | None = None
+        self.step_losses: dict[str, Tensor] = {}  # of the batch at hand: `loss`, and each term's before its weight
+        self.logged: dict[str, float] = {}  # what was logged last
 
     @property
     def network(self) -> nn.Module:
@@ -87,6 +89,7 @@ class Task(L.LightningModule):
             values = {f"{prefix}/{name}": float(value) for name, value in figures.items()}
             values[f"{prefix}/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             values["epoch"] = self.current_epoch
+            self.logged = values
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step=self.trainer.global_step)
 

@@ -167,14 +167,17 @@ def _user_error_within(error: BaseException) -> UserError | None:
 
 
 def _report(error: Exception) -> None:
+    from crossvit.redaction import redact
+
     if isinstance(error, UserError):
-        print(f"crossvit: error: {error}", file=sys.stderr)
+        told = f"crossvit: error: {error}\n"
     elif isinstance(error, FaultsFound):
-        print(f"crossvit: {error}", file=sys.stderr)
+        told = f"crossvit: {error}\n"
     else:
         import traceback
 
-        traceback.print_exception(error)
+        told = "".join(traceback.format_exception(error))
+    sys.stderr.write(redact(told))
     error.reported_by = os.getpid()
 
 

@@ -88,7 +88,9 @@ class NonFinite(LossWatch):
         losses = self._before
         path = record(trainer, "step skipped", **losses.to_json())
         if self.skipped == 1:
-            log.warning("step %d is left out, its gradients are not finite; such steps are listed in %s", losses.step, path)
+            log.warning(
+                "step %d is left out, its gradients are not finite; such steps are listed in %s", losses.step, path
+            )
         if not all_finite(pl_module.buffers()):
             raise UserError(
                 f"step {losses.step} has left NaN in running statistics or in the queue, which skipping cannot mend ({path}): {ADVICE}"

@@ -91,6 +91,7 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     from crossvit.callbacks.validation_curve import VALIDATION
     from crossvit.loggers import close
     from crossvit.stages.build import build_task
+    from crossvit.stages.failures import explained
     from crossvit.stages.training import build_trainer
 
     cfg = config.cfg
@@ -102,13 +103,8 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     last = claim.directory / "checkpoints" / "last.ckpt"
     started = time.time()
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"stage {config.name}: out of device memory; lower data.batch_size ({error})") from None
-    except Exception as error:
-        if type(error).__module__.startswith("wandb."):  # a key that is refused, a server that does not answer
-            raise UserError(f"logger.wandb: {error} Set logger.wandb.offline=true, or logger=csv.") from None
-        raise
+        with explained(f"stage {config.name}", directory=claim.directory):
+            trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     finally:
         close(trainer.loggers)
     if trainer.interrupted:

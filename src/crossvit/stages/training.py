@@ -1,12 +1,13 @@
 """The Lightning Trainer of a stage, built from its config."""
 
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.errors import UserError
-from crossvit.stages.build import make
+from crossvit.stages.build import CALLBACK, LOGGER, make
 
 
 def build_trainer(cfg: DictConfig, directory: Path):
@@ -18,6 +19,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from crossvit.callbacks.interrupt import Interrupt
+    from crossvit.callbacks.rank_watch import RankWatch
 
     # torch's own deprecation, raised inside Lightning at every stage
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
@@ -26,13 +28,13 @@ def build_trainer(cfg: DictConfig, directory: Path):
     settings.pop("_target_", None)
     if cfg.callbacks.get("progress_bar") is None:
         settings["enable_progress_bar"] = False  # else Lightning puts a bar of its own in the place of the one left out
-    callbacks = [make(node) for node in cfg.callbacks.values() if node is not None]
-    loggers = [make(node) for node in cfg.logger.values() if node is not None]
+    callbacks = [make(node, CALLBACK) for node in cfg.callbacks.values() if node is not None]
+    loggers = [make(node, LOGGER) for node in cfg.logger.values() if node is not None]
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
-            callbacks=[*callbacks, Interrupt()],
+            callbacks=[*callbacks, RankWatch(cfg.collective_timeout), Interrupt()],
             logger=loggers,
             use_distributed_sampler=False,
         )
@@ -41,3 +43,6 @@ def build_trainer(cfg: DictConfig, directory: Path):
         if any(word in reason.lower() for word in ("backend", "accelerator", "device", "gpu")):
             reason = f"{reason} (trainer=auto takes what this machine has)"
         raise UserError(f"trainer: {reason}") from error
+    if hasattr(trainer.strategy, "_timeout"):  # of several processes, whichever strategy it is
+        trainer.strategy._timeout = timedelta(seconds=cfg.collective_timeout)
+    return trainer

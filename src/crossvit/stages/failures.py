@@ -4,7 +4,11 @@ A failure in a worker or in a spawned process arrives as the text of its traceba
 what is known here.
 """
 
+import os
 import re
+import signal
+import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +21,7 @@ TRAINING = (
     "set trainer.precision=bf16-mixed"
 )
 EVALUATION = "lower data.eval_batch_size of this entry of the suite"
-_DEVICE_MEMORY = re.compile(r"CUDA out of memory\.[^\n]*|CUD\w+_STATUS_ALLOC_FAILED|out of device memory[^\n]*")
+_DEVICE_MEMORY = re.compile(r"CUDA out of memory\.[^\n]*|CU\w+_STATUS_ALLOC_FAILED|out of device memory[^\n]*")
 _HOST_MEMORY = re.compile(
     r"DefaultCPUAllocator: [^\n]*|std::bad_alloc|Cannot allocate memory|Unable to allocate [^\n]*|\bMemoryError\b"
 )
@@ -25,6 +29,7 @@ _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)(?: is killed by signal: (.*?)\.| exited unexpectedly)"
 )
 _IN_WORKER = re.compile(r"Caught (\w+) in (?:DataLoader worker|pin memory thread)[^\n]*")
+_LOADER = os.path.join("torch", "utils", "data", "dataloader.py")
 _SYSTEM = re.compile(r"\[Errno \d+\] [^\n]*")
 _TIMEOUT = re.compile(r"Timed out waiting \d+ms[^\n]*|Watchdog caught collective operation timeout[^\n]*")
 _LOST = re.compile(r"Connection (?:closed by peer|reset by peer)[^\n]*|ncclRemoteError[^\n]*|Socket Timeout[^\n]*")
@@ -57,7 +62,10 @@ def explain(error: Exception, smaller: str = TRAINING, directory: Path | None = 
     if found := _DEVICE_MEMORY.search(text):
         return f"out of device memory; {smaller} ({_short(found[0])})"
     if found := _WORKER.search(text):
+        _report_it_once()
         return _worker(found[1])
+    if isinstance(error, ConnectionError | EOFError) and _from_loader(error):  # it died while a batch was handed over
+        return _worker(None)
     in_worker = _IN_WORKER.search(text)
     if found := _HOST_MEMORY.search(text):
         if in_worker:
@@ -78,13 +86,23 @@ def _told_by_user_error(error: Exception) -> str | None:
     return text if isinstance(error, UserError) else None
 
 
-def _worker(signal: str | None) -> str:
-    if signal is not None and "Bus error" in signal:
+def _from_loader(error: Exception) -> bool:
+    return any(frame.filename.endswith(_LOADER) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _report_it_once() -> None:
+    """torch raises the death of a worker again, wherever the program stands, whenever another child ends; loaders poll their workers too."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _worker(cause: str | None) -> str:
+    if cause is not None and "Bus error" in cause:
         return (
             "a data worker has run out of shared memory (Bus error): lower data.num_workers or data.batch_size, or give the container more "
             "of it (docker --shm-size, /dev/shm)"
         )
-    how = f"was killed ({signal})" if signal else "has ended"
+    how = f"was killed ({cause})" if cause else "has ended"
     return (
         f"a data worker {how}, as the system does where memory runs out: lower data.num_workers or data.batch_size, or ask for more memory. "
         "The same command goes on from the last checkpoint"
@@ -104,7 +122,7 @@ def _processes(error: Exception, text: str, directory: Path | None) -> str | Non
             f"a training process died ({_short(str(error))}); where it was SIGKILL, memory may have run out: lower data.num_workers or "
             f"data.batch_size. {again}"
         )
-    if lost:
+    if lost and not isinstance(error, OSError):
         return f"a training process has lost another one ({_short(lost[0])}); the log of that one says why. {again}"
     return None
 

@@ -43,6 +43,11 @@ def build_trainer(cfg: DictConfig, directory: Path):
         if any(word in reason.lower() for word in ("backend", "accelerator", "device", "gpu")):
             reason = f"{reason} (trainer=auto takes what this machine has)"
         raise UserError(f"trainer: {reason}") from error
-    if hasattr(trainer.strategy, "_timeout"):  # of several processes, whichever strategy it is
-        trainer.strategy._timeout = timedelta(seconds=cfg.collective_timeout)
+    set_timeout(trainer.strategy, cfg.collective_timeout)
     return trainer
+
+
+def set_timeout(strategy, seconds: float) -> None:
+    """How long a process of several waits for the others in a collective; all of Lightning's strategies keep it under this name."""
+    if hasattr(strategy, "_timeout"):
+        strategy._timeout = timedelta(seconds=seconds)

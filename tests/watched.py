@@ -21,9 +21,7 @@ def one(batch: int) -> float:
 class Watched(Task):
     """loss = mean((w x)^2) x factor(batch number); `factor` may be NaN. `figures` are logged."""
 
-    def __init__(
-        self, factor: Callable[[int], float] = one, figures: Callable[[int], dict] | None = None
-    ) -> None:
+    def __init__(self, factor: Callable[[int], float] = one, figures: Callable[[int], dict] | None = None) -> None:
         super().__init__(optimizer=partial(torch.optim.AdamW, lr=1e-2), schedule=constant)
         self.layer = nn.Linear(2, 1)
         self.factor, self.figures, self.taken = factor, figures, 0

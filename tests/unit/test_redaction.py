@@ -13,6 +13,7 @@ from crossvit.redaction import RedactingFormatter, redact
     ("text", "expected"),
     [
         ("data.root=https://me:hunter2@host/x", "data.root=https://me:REDACTED@host/x"),
+        ("https:/me:hunter2@host/x is not a folder", "https:/me:REDACTED@host/x is not a folder"),
         ("s3://AKIA:hunter2@bucket/x", "s3://AKIA:REDACTED@bucket/x"),
         ("https://b/x?X-Amz-Credential=hunter2&part=2", "https://b/x?X-Amz-Credential=REDACTED&part=2"),
         ("https://b/x.tar?sig=hunter2%2F&sv=1", "https://b/x.tar?sig=REDACTED&sv=1"),
@@ -53,13 +54,17 @@ def test_what_the_environment_calls_one_is_found_anywhere(monkeypatch, name):
     assert redact("x=mark3r-of-a-secret; y") == "x=REDACTED; y"
 
 
-@pytest.mark.parametrize(("name", "value"), [("KEYBOARD", "mark3r-of-a-layout"), ("MONKEY", "mark3r-of-one"), ("X_KEY", "a")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("KEYBOARD", "mark3r-of-a-layout"), ("MONKEY", "mark3r-of-one"), ("X_KEY", "a")]
+)
 def test_other_variables_are_left(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert redact(f"a {value}") == f"a {value}"
 
 
-@pytest.mark.parametrize("overrides", [["stage=vlr"], ["experiment=real_pretrained"], ["data=stream", "data.root=s3://b"]])
+@pytest.mark.parametrize(
+    "overrides", [["stage=vlr"], ["experiment=real_pretrained"], ["data=stream", "data.root=s3://b"]]
+)
 def test_configs_of_the_project_stay_as_they_are(overrides):
     for link in chain_configs(overrides):
         text = OmegaConf.to_yaml(link.cfg, resolve=True)

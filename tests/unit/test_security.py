@@ -12,10 +12,16 @@ JUDGED = {
     ("metrics/__init__.py", "import_module"): "names of this package's own modules",
     ("__init__.py", "import_module"): "names of this package's own modules",
     ("config/targets.py", "get_object"): "imports what the user's own config names, to look at its keywords",
-    ("stages/build.py", "get_object"): "after the name has been held against the rooms; what it finds is held against them as well",
+    (
+        "stages/build.py",
+        "get_object",
+    ): "after the name has been held against the rooms; what it finds is held against them as well",
     ("stages/build.py", "instantiate"): "after require_trusted",
     ("stages/provenance.py", "subprocess.run"): "git, with fixed arguments",
-    ("data/fetching.py", "subprocess.Popen"): "a shell for data.shards=pipe:COMMAND, which only a user's own config holds; else a list",
+    (
+        "data/fetching.py",
+        "subprocess.Popen",
+    ): "a shell for data.shards=pipe:COMMAND, which only a user's own config holds; else a list",
     ("models/weights.py", "torch.load"): "weights_only=True",
     ("data/devkit.py", "torch.load"): "weights_only=True",
     ("data/devkit.py", "pickle"): "the name of an exception",
@@ -74,7 +80,14 @@ def test_lightning_resumes_without_running_code():
 
 @pytest.mark.parametrize(
     "code",
-    ["torch.load(f)", "import pickle", "eval(x)", "tar.extractall(d)", "subprocess.run('x', shell=True)", "yaml.load(t)"],
+    [
+        "torch.load(f)",
+        "import pickle",
+        "eval(x)",
+        "tar.extractall(d)",
+        "subprocess.run('x', shell=True)",
+        "yaml.load(t)",
+    ],
 )
 def test_the_search_finds_what_it_should(tmp_path, code):
     (tmp_path / "x.py").write_text(code)

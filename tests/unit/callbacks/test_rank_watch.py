@@ -29,16 +29,17 @@ class Late(Watched):
         return super().training_step(batch, batch_idx)
 
 
-def train(task, directory, timeout: float = 4.0) -> None:
+def train(task, directory, timeout: float) -> None:
     strategy = DDPStrategy(start_method="forkserver")
     set_timeout(strategy, timeout)
     with explained("stage coco", directory=directory):
         fit(task, directory, RankWatch(timeout), strategy=strategy, devices=2)
 
 
+@pytest.mark.slow
 def test_one_that_sleeps_is_named(tmp_path):
     with pytest.raises(UserError) as caught:
-        train(Late("sleeps"), tmp_path)
+        train(Late("sleeps"), tmp_path, timeout=8)
     text = str(caught.value)
     assert text.startswith("stage coco: process 0 of 2 has waited ") and "for process 1, which is in " in text, text
     assert "of batch 4" in text and "collective_timeout=SECONDS" in text

@@ -49,7 +49,10 @@ def mistake() -> None:
 @pytest.mark.parametrize(
     ("do", "message"),
     [
-        (killed, r"^stage coco: a data worker (was killed \(Killed\)|has ended), as the system does.*data.num_workers.*goes on from the last checkpoint$"),
+        (
+            killed,
+            r"^stage coco: a data worker (was killed \(Killed\)|has ended), as the system does.*data.num_workers.*goes on from the last checkpoint$",
+        ),
         (out_of_memory, r"^stage coco: out of memory in a data worker; lower data.num_workers or data.batch_size"),
         (unreadable, r"^stage coco: a data worker could not read: \[Errno 5\] Input/output error: '/data/train/5.jpg'"),
         (wrong_key, r"^stage coco: data.root=/nowhere is not a folder\.$"),
@@ -67,7 +70,9 @@ def test_a_mistake_in_a_worker_stays_what_it_is():
 
 
 def test_memory_of_the_machine():
-    with pytest.raises(UserError, match=r"^stage coco: out of memory; lower data.batch_size.*micro_batch.*precision=bf16"):
+    with pytest.raises(
+        UserError, match=r"^stage coco: out of memory; lower data.batch_size.*micro_batch.*precision=bf16"
+    ):
         with explained("stage coco"):
             torch.empty(2**60, dtype=torch.uint8)
 
@@ -77,11 +82,15 @@ def test_memory_of_the_machine():
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("-- Process 1 terminated with the following error:\ntorch.OutOfMemoryError: CUDA out of memory. Tried to"),
+        RuntimeError(
+            "-- Process 1 terminated with the following error:\ntorch.OutOfMemoryError: CUDA out of memory. Tried to"
+        ),
     ],
 )
 def test_memory_of_a_device(error):
-    with pytest.raises(UserError, match=r"^stage coco: out of device memory; .*data.batch_size.*micro_batch.*trainer.precision"):
+    with pytest.raises(
+        UserError, match=r"^stage coco: out of device memory; .*data.batch_size.*micro_batch.*trainer.precision"
+    ):
         with explained("stage coco"):
             raise error
 

@@ -60,7 +60,7 @@ def test_a_loss_that_is_not_finite(vlr, job, tmp_path):
         r"stage vlr: the loss is not finite in step (\d+) .*: .*itm is nan.*; all of it in (\S+)\.\n", done.err
     )
     assert found, done.err
-    line = json.loads(open(found[2]).readline())
+    line = json.loads(Path(found[2]).read_text().splitlines()[0])
     assert line["step"] == int(found[1]) and len(line["samples"]) > 1
     assert finished(tmp_path) == []
 
@@ -103,13 +103,31 @@ def full_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_under_wandb_does_not_end_the_training(vlr, job, tmp_path, full_disk):
-    filler = full_disk / "filler"
-    with pytest.raises(OSError), filler.open("wb", buffering=0) as stream:
-        for _ in range(1000):
-            stream.write(bytes(1024))
-    assert shutil.disk_usage(full_disk).free == 0
+def leave(folder: Path, free: int) -> None:
+    """Fills a small disk up to `free` bytes."""
+    size = shutil.disk_usage(folder).free - free
+    (folder / "filler").write_bytes(bytes(size))
+    assert shutil.disk_usage(folder).free == free
+
+
+def test_a_disk_that_is_full_under_wandb_is_told_before_training(vlr, job, tmp_path, full_disk):
+    leave(full_disk, 0)
     done = job(*vlr, "logger=csv_wandb", f"logger.wandb.save_dir={full_disk}", "trainer.max_epochs=1")
-    print(done)
+    assert done.code == 2
+    assert f"logger.wandb.save_dir={full_disk}: No space left on device; make room there" in done.err
+    assert finished(tmp_path) == []
+
+
+def test_a_disk_that_fills_under_wandb_does_not_end_the_training(vlr, job, tmp_path, full_disk):
+    leave(full_disk, 20 * 1024)
+    done = job(
+        *vlr,
+        "logger=csv_wandb",
+        f"logger.wandb.save_dir={full_disk}",
+        "trainer.max_epochs=8",
+        "trainer.log_every_n_steps=1",
+    )
     assert done.code == 0, done.err
-    assert len(finished(tmp_path)) == 1
+    assert shutil.disk_usage(full_disk).free < 4096
+    (stage,) = finished(tmp_path)
+    assert json.loads((stage / "provenance.json").read_text())["steps"] == 40

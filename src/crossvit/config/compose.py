@@ -123,8 +123,8 @@ def package_file(package: str, path: str) -> str:
 
 
 def storable(cfg: DictConfig) -> str:
-    """The resolved config as yaml, without secrets. What lies inside an installed package stays `${package_file:...}`: it may lie elsewhere where the
-    config is read again."""
+    """The resolved config as yaml, without secrets. What lies inside an installed package stays `${package_file:...}`: it may lie
+    elsewhere where the config is read again."""
     text = OmegaConf.to_yaml(cfg, resolve=True)
     for words in sorted(set(PACKAGE_FILE.findall(OmegaConf.to_yaml(cfg)))):
         text = text.replace(OmegaConf.create({"place": words}).place, words)

@@ -56,13 +56,19 @@ def wandb_logger(
     import wandb
 
     directory = Path(save_dir)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        kept_id = _kept_id(directory / f"wandb-{name.replace('/', '_')}.id")
+    except OSError as error:
+        raise UserError(
+            f"logger.wandb.save_dir={directory}: {error.strerror}; make room there, or set another folder, or logger=csv"
+        ) from None
     settings = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
     known = {key: value for key, value in settings.items() if key in wandb.Settings.model_fields}  # of older versions
     logger = PatientWandbLogger(
         save_dir=str(directory),
         name=name,
-        id=_kept_id(directory / f"wandb-{name.replace('/', '_')}.id"),
+        id=kept_id,
         project=project,
         group=group,
         entity=entity,

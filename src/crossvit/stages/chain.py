@@ -91,7 +91,7 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     from crossvit.callbacks.validation_curve import VALIDATION
     from crossvit.loggers import close
     from crossvit.stages.build import build_task
-    from crossvit.stages.failures import explained
+    from crossvit.stages.failures import explained, less_memory
     from crossvit.stages.training import build_trainer
 
     cfg = config.cfg
@@ -103,7 +103,7 @@ def train_stage(config: StageConfig, data, manifest: dict, parent: StoredStage |
     last = claim.directory / "checkpoints" / "last.ckpt"
     started = time.time()
     try:
-        with explained(f"stage {config.name}", directory=claim.directory):
+        with explained(f"stage {config.name}", less_memory(cfg), claim.directory):
             trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     finally:
         close(trainer.loggers)

@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from crossvit.callbacks.rank_watch import read_late
 from crossvit.errors import UserError
 
-TRAINING = (
-    "lower data.batch_size, or keep it and set micro_batch=N (the towers run N pairs at a time, the loss is that of the whole batch), or "
-    "set trainer.precision=bf16-mixed"
-)
 EVALUATION = "lower data.eval_batch_size of this entry of the suite"
 _DEVICE_MEMORY = re.compile(r"CUDA out of memory\.[^\n]*|CU\w+_STATUS_ALLOC_FAILED|out of device memory[^\n]*")
 _HOST_MEMORY = re.compile(
@@ -35,8 +33,20 @@ _TIMEOUT = re.compile(r"Timed out waiting \d+ms[^\n]*|Watchdog caught collective
 _LOST = re.compile(r"Connection (?:closed by peer|reset by peer)[^\n]*|ncclRemoteError[^\n]*|Socket Timeout[^\n]*")
 
 
+def less_memory(cfg: DictConfig) -> str:
+    """What makes the training of a stage need less memory, as far as its config has not set that already."""
+    ways = ["lower data.batch_size"]
+    if cfg.stage.task == "cross_modal":
+        ways.append("keep it and set micro_batch=N below it (the loss stays that of the whole batch)")
+    if cfg.get("checkpoint_activations") is False:
+        ways.append("set checkpoint_activations=true")
+    if str(cfg.trainer.precision).startswith("32"):
+        ways.append("set trainer.precision=bf16-mixed")
+    return ", or ".join(ways)
+
+
 @contextmanager
-def explained(where: str, smaller: str = TRAINING, directory: Path | None = None) -> Iterator[None]:
+def explained(where: str, smaller: str, directory: Path | None = None) -> Iterator[None]:
     """Turns a failure that is known into a UserError that begins with `where` and names the settings that help.
 
     smaller: what makes it need less memory. directory: where the processes of a training leave word of which of them the others wait for
@@ -51,7 +61,7 @@ def explained(where: str, smaller: str = TRAINING, directory: Path | None = None
         raise UserError(f"{where}: {reason}") from (None if isinstance(error, UserError) else error)
 
 
-def explain(error: Exception, smaller: str = TRAINING, directory: Path | None = None) -> str | None:
+def explain(error: Exception, smaller: str, directory: Path | None = None) -> str | None:
     """The line or two of a UserError; None for an error that is not known here, such as a mistake in the code."""
     text = f"{type(error).__name__}: {error}"
     told = _told_by_user_error(error)
@@ -91,7 +101,7 @@ def _from_loader(error: Exception) -> bool:
 
 
 def _report_it_once() -> None:
-    """torch raises the death of a worker again, wherever the program stands, whenever another child ends; loaders poll their workers too."""
+    """torch raises the death of a worker once more whenever another child ends; that loaders poll their workers stays."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
@@ -104,8 +114,8 @@ def _worker(cause: str | None) -> str:
         )
     how = f"was killed ({cause})" if cause else "has ended"
     return (
-        f"a data worker {how}, as the system does where memory runs out: lower data.num_workers or data.batch_size, or ask for more memory. "
-        "The same command goes on from the last checkpoint"
+        f"a data worker {how}, as the system does where memory runs out: lower data.num_workers or data.batch_size, or ask for more "
+        "memory. The same command goes on from the last checkpoint"
     )
 
 

@@ -5,9 +5,9 @@ import signal
 import time
 
 import pytest
-import tests.forked  # noqa: F401, what the server of these processes imports
 from lightning.pytorch.strategies import DDPStrategy
 
+import tests.forked  # noqa: F401, what the server of these processes imports
 from crossvit.callbacks.rank_watch import RankWatch
 from crossvit.errors import UserError
 from crossvit.stages.failures import explained
@@ -32,7 +32,7 @@ class Late(Watched):
 def train(task, directory, timeout: float) -> None:
     strategy = DDPStrategy(start_method="forkserver")
     set_timeout(strategy, timeout)
-    with explained("stage coco", directory=directory):
+    with explained("stage coco", "", directory):
         fit(task, directory, RankWatch(timeout), strategy=strategy, devices=2)
 
 

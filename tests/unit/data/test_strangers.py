@@ -30,7 +30,7 @@ def test_an_image_outside_of_the_root_that_is_no_picture(coco_root, tokenizer, t
     assert sum(len(batch.index) for batch in data.train_dataloader()) in (5, 10)  # replaced, or left out
     assert data.bad_count == 1
     (line,) = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
-    assert "business" not in line and "passwd" in line or "link.jpg" in line
+    assert ("business" not in line and "passwd" in line) or "link.jpg" in line
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "bad_samples.jsonl"])
 
 

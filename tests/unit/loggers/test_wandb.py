@@ -134,7 +134,7 @@ def test_who_asks_for_online_is_told(server, tmp_path):
     logger = wandb_logger(tmp_path, "coco", offline=False, init_timeout=5)
     with (
         pytest.raises(UserError, match=r"^stage coco: logger\.wandb: .*logger\.wandb\.offline=true"),
-        explained("stage coco"),
+        explained("stage coco", ""),
     ):
         logger.log_metrics({"a": 1.0}, step=0)
     wandb.teardown()

@@ -24,6 +24,7 @@ class Watched(Task):
     def __init__(self, factor: Callable[[int], float] = one, figures: Callable[[int], dict] | None = None) -> None:
         super().__init__(optimizer=partial(torch.optim.AdamW, lr=1e-2), schedule=constant)
         self.layer = nn.Linear(2, 1)
+        nn.init.ones_(self.layer.weight)  # far from 0, whatever the test before has drawn
         self.factor, self.figures, self.taken = factor, figures, 0
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:

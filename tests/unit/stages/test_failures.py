@@ -11,7 +11,6 @@ from crossvit.config import chain_configs
 from crossvit.errors import UserError
 from crossvit.stages.failures import EVALUATION, explained, less_memory
 
-
 LESS = "lower data.batch_size"
 
 
@@ -93,7 +92,7 @@ def test_memory_of_the_machine():
 )
 def test_memory_of_a_device(error):
     with (
-        pytest.raises(UserError, match=r"^stage coco: out of device memory; lower data.batch_size \\("),
+        pytest.raises(UserError, match=r"^stage coco: out of device memory; lower data.batch_size \("),
         explained("stage coco", LESS),
     ):
         raise error

@@ -326,17 +326,20 @@ def _no_room(error: BaseException) -> UserError | None:
 
 def _report(error: Exception, everywhere: bool = False) -> None:
     """Of processes that were started side by side the first speaks; `everywhere`: each, for it may be alone with its error."""
+    from crossvit.redaction import redact
+
     error.reported_by = os.getpid()
     if not everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return
     if isinstance(error, UserError):
-        print(f"crossvit: error: {error}", file=sys.stderr)
+        told = f"crossvit: error: {error}\n"
     elif isinstance(error, FaultsFound):
-        print(f"crossvit: {error}", file=sys.stderr)
+        told = f"crossvit: {error}\n"
     else:
         import traceback
 
-        traceback.print_exception(error)
+        told = "".join(traceback.format_exception(error))
+    sys.stderr.write(redact(told))
 
 
 def _reported(error: Exception) -> bool:

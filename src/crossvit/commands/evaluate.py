@@ -10,7 +10,7 @@ from crossvit.errors import UserError
 from crossvit.report.table import Table
 from crossvit.stages.evaluating import evaluate_stages
 from crossvit.stages.restore import stage_directories
-from crossvit.stages.store import StageStore, StoredStage
+from crossvit.stages.store import DamagedStage, StoredStage, open_stage
 
 
 def run(cfg: DictConfig) -> Table:
@@ -28,8 +28,10 @@ def stored_stages(path: Path) -> list[StoredStage]:
     """The stages of a run, the root first, or the one stage that `path` is. Raises UserError where one is missing or damaged."""
     found = []
     for place in stage_directories(path):
-        stored = StageStore(place.parent).get(place.name)
-        if stored is None:
-            raise UserError(f"run={path}: the stage {place} is damaged; run the command that trained it again")
-        found.append(stored)
+        try:
+            found.append(open_stage(place))
+        except DamagedStage as error:
+            raise UserError(
+                f"run={path}: the stage {place} is damaged ({error}); run the command that trained it again"
+            ) from None
     return found

@@ -5,6 +5,7 @@ Imports Hydra and OmegaConf, never torch.
 
 from crossvit.config.chain import StageConfig, chain_configs, transfer_configs
 from crossvit.config.compose import (
+    PACKAGE_FILE,
     compose,
     config_directory,
     current_invocation,
@@ -16,6 +17,7 @@ from crossvit.config.targets import check_signatures
 from crossvit.config.validate import validate
 
 __all__ = [
+    "PACKAGE_FILE",
     "StageConfig",
     "chain_configs",
     "check_signatures",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.errors import UserError
+from crossvit.redaction import redact
 
 # What a run's name already says, or what does not change a result: the digest in the name leaves these out.
 UNNAMED = (
@@ -18,6 +19,8 @@ UNNAMED = (
 
 GPUS = ("gpu", "cuda")
 """Accelerators for which a cluster is asked for GPUs."""
+
+PACKAGE_FILE = re.compile(r"\$\{package_file:[^${}]*\}")  # all that a stored config may leave open
 
 
 class Invocation(NamedTuple):
@@ -122,8 +125,9 @@ def package_file(package: str, path: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         name = package.replace("_", "-")
         raise UserError(f"needs the package {name}, which is not installed: pip install {name}")
-    found = Path(spec.submodule_search_locations[0]) / path
-    if not found.exists():
+    folder = Path(spec.submodule_search_locations[0])
+    found = folder / path
+    if not found.exists() or ".." in Path(path).parts or Path(path).is_absolute():
         raise UserError(f"the installed package {package} has no {path}")
     return str(found)
 
@@ -139,12 +143,12 @@ def trials_left(wanted: int, storage: str, study: str) -> int:
 
 
 def storable(cfg: DictConfig) -> str:
-    """The resolved config as yaml. What lies inside an installed package stays `${package_file:...}`: it may lie elsewhere where the
-    config is read again."""
+    """The resolved config as yaml, without secrets. What lies inside an installed package stays `${package_file:...}`: it may lie
+    elsewhere where the config is read again."""
     text = OmegaConf.to_yaml(cfg, resolve=True)
-    for words in sorted(set(re.findall(r"\$\{package_file:[^${}]*\}", OmegaConf.to_yaml(cfg)))):
+    for words in sorted(set(PACKAGE_FILE.findall(OmegaConf.to_yaml(cfg)))):
         text = text.replace(OmegaConf.create({"place": words}).place, words)
-    return text
+    return redact(text)
 
 
 def automatic_run_name(choices: dict[str, str | None], overrides: list[str], seed: int | None) -> str:

@@ -9,10 +9,11 @@ from crossvit.config.compose import current_invocation
 from crossvit.config.validate import validate
 from crossvit.errors import UserError
 from crossvit.launch import place
+from crossvit.redaction import redact
 
 
 def prepare(cfg: DictConfig) -> DictConfig:
-    """Validates the config (and those of the stages before it), writes it to the run directory and makes it read-only.
+    """Validates the config (and those of the stages before it), writes it to the run directory, without secrets, and makes it read-only.
 
     Where `chain` holds overrides for the stage itself they are in the answer. Raises UserError before anything heavy is imported; a run
     directory that holds nothing is taken away then.
@@ -32,7 +33,7 @@ def prepare(cfg: DictConfig) -> DictConfig:
             directory.rmdir()
         raise
     if place().rank == 0:
-        (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        (directory / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(invocation.overrides)))
+        (directory / "config.yaml").write_text(redact(OmegaConf.to_yaml(cfg, resolve=True)))
+        (directory / "overrides.yaml").write_text(redact(OmegaConf.to_yaml(OmegaConf.create(invocation.overrides))))
     OmegaConf.set_readonly(cfg, True)
     return cfg

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from crossvit.data.shard_index import SUFFIX, ShardIndex, index_of, index_places
 from crossvit.errors import UserError
+from crossvit.redaction import redact
 
 _CHUNK = 2**20
 _AGAIN = (408, 425, 429)  # besides 500 and above: another try may help
@@ -41,8 +42,8 @@ class Remote(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """For messages: without a query, which may hold a signature."""
-        return self.url.partition("?")[0] if not self.url.startswith(_PIPE) else self.url
+        """For messages: without a query, which may hold a signature, and without passwords."""
+        return redact(self.url if self.url.startswith(_PIPE) else self.url.partition("?")[0])
 
     @property
     def name(self) -> str:
@@ -51,10 +52,10 @@ class Remote(NamedTuple):
 
 
 class FetchError(Exception):
-    """Why a file could not be had, in a few words. `final`: another try would not help."""
+    """Why a file could not be had, in a few words and without secrets. `final`: another try would not help."""
 
     def __init__(self, reason: str, final: bool = False) -> None:
-        super().__init__(reason)
+        super().__init__(redact(reason))
         self.final = final
 
 

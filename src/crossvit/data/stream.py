@@ -10,6 +10,7 @@ Fetched whole, the order is known before anything is read, so exact epochs, resu
 import json
 import math
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from crossvit.data.transforms import EvalTransform, TrainTransform
 from crossvit.errors import UserError
 
 _MANIFEST = "manifest.json"  # of `crossvit data pack`
+_NAME = re.compile(r"\w[\w.+=@,-]*")  # of a shard in it
 _OPEN_FILES = 256  # of a process; the usual limit is 1024
 _AT_ONCE = 8  # shards that a process fetches at one time
 _NEXT_BEST = 2  # shards that are tried where a whole shard has to be replaced
@@ -454,7 +456,7 @@ class StreamDataModule(CaptionDataModule):
         return self._listed
 
     def _listed_shard(self, shard: Mapping[str, Any]) -> Remote:
-        if "/" in shard["name"] or not int(shard["samples"]) >= 0:
+        if not _NAME.fullmatch(shard["name"]) or not int(shard["samples"]) >= 0:  # it becomes part of a command
             raise ValueError
         return Remote(
             f"{self.address}/{shard['name']}", int(shard["samples"]), int(shard["bytes"]), str(shard["sha256"])

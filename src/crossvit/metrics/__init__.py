@@ -55,6 +55,8 @@ _HOME = {
     "logistic_logits": "logistic",
     "linear_probe_logits": "probe",
     "neighbour_votes": "probe",
+    "EmbeddingSpread": "collapse",
+    "embedding_spread": "collapse",
     "Decision": "calibration",
     "best_threshold": "calibration",
     "expected_calibration_error": "calibration",

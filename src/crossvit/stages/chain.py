@@ -100,6 +100,7 @@ def train_stage(
     from crossvit.callbacks.validation_curve import VALIDATION
     from crossvit.loggers import close
     from crossvit.stages.build import build_task
+    from crossvit.stages.failures import explained, less_memory
     from crossvit.stages.training import build_trainer
 
     cfg = config.cfg
@@ -111,14 +112,8 @@ def train_stage(
     last = claim.ranks.decide(lambda: newest_checkpoint(claim.directory))
     started = time.time()
     try:
-        with handing_on(trainer):
+        with explained(f"stage {config.name}", less_memory(cfg), claim.directory), handing_on(trainer):
             trainer.fit(task, datamodule=data, ckpt_path=last and str(last), weights_only=True)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"stage {config.name}: out of device memory; lower data.batch_size ({error})") from None
-    except Exception as error:
-        if type(error).__module__.startswith("wandb."):  # a key that is refused, a server that does not answer
-            raise UserError(f"logger.wandb: {error} Set logger.wandb.offline=true, or logger=csv.") from None
-        raise
     finally:
         close(trainer.loggers)
     if trainer.interrupted:

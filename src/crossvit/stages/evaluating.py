@@ -15,8 +15,9 @@ from crossvit.errors import UserError
 from crossvit.evaluation.subject import Measurement, Subject
 from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import Cell
-from crossvit.stages.build import build_data, build_task, build_tokenizer, make
+from crossvit.stages.build import EVALUATOR, build_data, build_task, build_tokenizer, make
 from crossvit.stages.corpus import prepare_corpus
+from crossvit.stages.failures import EVALUATION, explained
 from crossvit.stages.restore import restore_model, stage_directories, stored_config
 from crossvit.stages.store import StoredStage
 
@@ -50,6 +51,7 @@ def evaluate_stages(
     opened: dict[str, Any] = {}
     for stored in stages:
         cfg = stored_config(stored.path)
+        check_places(cfg, stored.path)
         cfg.paths = OmegaConf.to_container(paths)
         cfg.suite = OmegaConf.to_container(suite)
         cfg.scenes.update(dict(scenes or {}))
@@ -75,11 +77,22 @@ def evaluate_stages(
             if not kept.is_file():
                 log.info("testing %s on %s", stored.provenance["stage"], name)
                 subject = subject or load_subject(stored, cfg)
-                measured = [m.to_json() for m in evaluator(subject)]
+                with explained(f"suite.{name}", EVALUATION):
+                    measured = [m.to_json() for m in evaluator(subject)]
                 write_atomically(kept, json.dumps(measured).encode())
             measurements = [Measurement.from_json(row) for row in json.loads(kept.read_text())]
             cells += [to_cell(m, stored, cfg) for m in measurements]
     return cells
+
+
+def check_places(cfg: DictConfig, directory: Path) -> None:
+    """A stage may be a stranger's: the corpus and the figures that its evaluation writes stay where such files belong. Raises UserError."""
+    folder = str(cfg.scenes.get("folder")) if "scenes" in cfg else ""
+    if len(Path(folder).parts) > 1 or folder == ".." or folder.startswith("~"):
+        raise UserError(f"{directory}: scenes.folder={folder} leads out of paths.scenes; it must be one name")
+    kept = directory / "evaluations"
+    if kept.is_symlink():
+        raise UserError(f"{kept} is a link to somewhere else: remove it, figures are kept in the stage's own directory")
 
 
 def _resolved(entry: DictConfig, name: str, stored: StoredStage) -> dict:
@@ -102,7 +115,7 @@ def make_evaluator(name: str, entry: DictConfig, data):
     try:
         surrogate = entry.evaluator.get("surrogate")
         models = {"surrogate": last_model(Path(surrogate))} if surrogate is not None else {}
-        evaluator = make(entry.evaluator, data=data, **models)
+        evaluator = make(entry.evaluator, EVALUATOR, data=data, **models)
         for split in evaluator.splits:
             data.check_split(split)
     except UserError as error:

@@ -35,7 +35,7 @@ TRAINER_KEYS = (
     "sync_batchnorm",
 )
 DATA_KEYS_OUT = ("num_workers", "eval_batch_size", "max_bad_fraction", "test_split", "cache")
-CALLBACKS_OUT = ("checkpoint", "compute", "validation_curve", "progress_bar", "model_summary")
+CALLBACKS_OUT = ("checkpoint", "compute", "validation_curve", "collapse", "progress_bar", "model_summary")
 NEUTRAL = {
     "shuffled": 0,
     "captions": "one",
@@ -85,8 +85,12 @@ def what_matters(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _acts(callback: dict | None) -> bool:
-    """Whether a callback does anything: a gate without a threshold does not."""
-    return callback is not None and callback.get("threshold", 0) is not None
+    """Whether a callback changes a result: a gate without a threshold does not, nor does one that only warns, or ends the stage."""
+    return (
+        callback is not None
+        and callback.get("threshold", 0) is not None
+        and callback.get("action") not in ("warn", "stop")
+    )
 
 
 def _part(node: Any) -> Any:

@@ -8,15 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from crossvit.redaction import redact
+
 LIBRARIES = ("crossvit", "torch", "torchvision", "lightning", "timm", "open_clip_torch", "hydra-core", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """git_commit (with `+` where files differ from it, None outside of a checkout), versions, command, finished (UTC)."""
+    """git_commit (with `+` where files differ from it, None outside of a checkout), versions, command (without secrets), finished (UTC)."""
     return {
         "git_commit": git_commit(),
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in LIBRARIES}},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(redact, sys.argv[1:])]),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -1,6 +1,7 @@
 """From a stored stage back to a model: the config that travels with the weights, and the weights by name."""
 
 import json
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,7 +9,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from torch import Tensor
 from yaml import YAMLError
 
-from crossvit.config import register_resolvers
+from crossvit.config import PACKAGE_FILE, register_resolvers
 from crossvit.errors import UserError
 from crossvit.models.crossvit import CrossViT
 from crossvit.models.weights import read_state_dict, transfer
@@ -52,11 +53,19 @@ def stage_directories(path: Path) -> list[Path]:
 def stored_config(directory: Path) -> DictConfig:
     """The stage's config, without the files its network was initialised from: its own weights take their place.
 
-    Raises UserError where it is missing or damaged, or a package whose files the model needs is not installed.
+    It may be a stranger's: nothing is looked up in it but files of installed packages, neither the environment nor other keys, for
+    `storable` leaves none of these open. Raises UserError where it is missing or damaged, or a package whose files the model needs is
+    not installed.
     """
     register_resolvers()
     try:
-        cfg = OmegaConf.load(directory / CONFIG)
+        text = (directory / CONFIG).read_text(encoding="utf-8")
+        open_ends = re.findall(r"\$\{.*", PACKAGE_FILE.sub("", text))
+        if open_ends:
+            raise UserError(
+                f"{directory / CONFIG}: {open_ends[0]} is not resolved, and is not looked up; a stage's config holds values"
+            )
+        cfg = OmegaConf.create(text)
         complete = all(OmegaConf.select(cfg, key) is not None for key in NEEDED)
     except FileNotFoundError:
         raise UserError(f"{directory}: no {CONFIG}, so this is no stored stage") from None

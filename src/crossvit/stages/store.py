@@ -98,11 +98,11 @@ class StageStore:
         path = self.root / fingerprint
         if not path.is_dir():
             return None
-        reason = _damage(path)
-        if reason is None:
-            return StoredStage(path, fingerprint, json.loads((path / PROVENANCE).read_text()))
-        self._put_aside(path, reason)
-        return None
+        try:
+            return open_stage(path)
+        except DamagedStage as error:
+            self._put_aside(path, str(error))
+            return None
 
     @contextlib.contextmanager
     def claim(self, fingerprint: str, label: str = "stage") -> Iterator[StageClaim]:
@@ -137,6 +137,18 @@ class StageStore:
                 "stored stage %s is damaged (%s): moved to %s, it will be trained again", path.name, reason, aside
             )
             return
+
+
+class DamagedStage(Exception):
+    """What is wrong with a stage's directory."""
+
+
+def open_stage(path: Path) -> StoredStage:
+    """The finished stage in a directory, which is left as it is. Raises DamagedStage where a file does not match its hash."""
+    reason = _damage(path)
+    if reason is not None:
+        raise DamagedStage(reason)
+    return StoredStage(path, path.name, json.loads((path / PROVENANCE).read_text()))
 
 
 def _damage(path: Path) -> str | None:

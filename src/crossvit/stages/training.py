@@ -2,13 +2,14 @@
 
 import os
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.config.validate import SHARDED
 from crossvit.errors import UserError
-from crossvit.stages.build import make
+from crossvit.stages.build import CALLBACK, LOGGER, make
 from crossvit.stages.ranks import surroundings
 
 
@@ -23,6 +24,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
     from crossvit.callbacks.checkpoint import WholeFile
     from crossvit.callbacks.interrupt import Interrupt
     from crossvit.callbacks.preempted import Preempted
+    from crossvit.callbacks.rank_watch import RankWatch
     from crossvit.callbacks.resume import Resume
 
     # torch's own deprecation, raised inside Lightning at every stage
@@ -38,14 +40,14 @@ def build_trainer(cfg: DictConfig, directory: Path):
         settings["strategy"] = ShardedStrategy()
     if cfg.callbacks.get("progress_bar") is None:
         settings["enable_progress_bar"] = False  # else Lightning puts a bar of its own in the place of the one left out
-    callbacks = [make(node) for node in cfg.callbacks.values() if node is not None]
+    callbacks = [make(node, CALLBACK) for node in cfg.callbacks.values() if node is not None]
     callbacks += [Preempted()] if "SLURM_JOB_ID" in os.environ else []
-    loggers = [make(node) for node in cfg.logger.values() if node is not None]
+    loggers = [make(node, LOGGER) for node in cfg.logger.values() if node is not None]
     try:
         trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
-            callbacks=[Resume(), *callbacks, Interrupt()],
+            callbacks=[Resume(), *callbacks, RankWatch(cfg.collective_timeout), Interrupt()],
             plugins=[WholeFile(), place.environment],
             logger=loggers,
             use_distributed_sampler=False,
@@ -57,4 +59,11 @@ def build_trainer(cfg: DictConfig, directory: Path):
         raise UserError(f"trainer: {reason}") from error
     if cfg.trainer.precision == "16-mixed" and trainer.precision_plugin.precision != "16-mixed":
         raise UserError("trainer.precision=16-mixed: a CPU has no use for it; set trainer.precision=bf16-mixed or 32")
+    set_timeout(trainer.strategy, cfg.collective_timeout)
     return trainer
+
+
+def set_timeout(strategy, seconds: float) -> None:
+    """How long a process of several waits for the others in a collective; all of Lightning's strategies keep it under this name."""
+    if hasattr(strategy, "_timeout"):
+        strategy._timeout = timedelta(seconds=seconds)

@@ -41,6 +41,8 @@ class Task(L.LightningModule):
         self._total_steps: int | None = None
         self._execution = execution or Execution()
         self._configured = False
+        self.step_losses: dict[str, Tensor] = {}  # of the batch at hand: `loss`, and each term's before its weight
+        self.logged: dict[str, float] = {}  # what was logged last
 
     @property
     def network(self) -> nn.Module:
@@ -130,6 +132,7 @@ class Task(L.LightningModule):
             values = {f"{prefix}/{name}": float(value) for name, value in figures.items()}
             values[f"{prefix}/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             values["epoch"] = self.current_epoch
+            self.logged = values
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step=self.trainer.global_step)
 

@@ -25,6 +25,7 @@ class ClassificationTask(Task):
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         logits = self(batch.image)
         loss = self.loss(logits, batch.label)
+        self.step_losses = {"loss": loss.detach()}
         accuracy = classification_accuracy(logits.detach(), batch.label, 1).mean()
         self.log_figures({"loss": loss.detach(), "acc@1": accuracy})
         return self.loss.weight * loss

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from crossvit.data.batches import ImageBatch, PairBatch, TextBatch
 from crossvit.distributed import world_size
 from crossvit.errors import UserError
-from crossvit.metrics import ImageTextPairs, IndexedCatMetric, classification_accuracy, embedding_retrieval
+from crossvit.metrics import (
+    ImageTextPairs,
+    IndexedCatMetric,
+    classification_accuracy,
+    embedding_retrieval,
+    embedding_spread,
+)
 from crossvit.metrics.pairs import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from crossvit.models.crossvit import CrossViT
 from crossvit.objectives.known_gradient import KnownGradient
@@ -109,6 +115,10 @@ class CrossModalTask(Task):
             figures[f"{name}/loss"] = out.loss.detach()
             figures[f"{name}/weighted"] = weighted[name].detach()
             figures |= {f"{name}/{key}": value for key, value in out.figures.items()}
+        if self.logs_this_step:
+            for side in ("image", "text"):
+                spread = embedding_spread(getattr(state, f"{side}_embedding"))
+                figures |= {f"{side}/{name}": value for name, value in spread._asdict().items()}
         return weighted, figures
 
     def forward(self, batch: PairBatch, uniform=None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -152,6 +162,7 @@ class CrossModalTask(Task):
             chunks = ChunkedTowers(self.model, self._read(batch), self.micro_batch)
         weighted, figures = self.losses(batch, uniform, chunks)
         loss = sum(weighted.values())
+        self.step_losses = {"loss": loss.detach()} | {name: figures[f"{name}/loss"] for name in weighted}
         if chunks is not None:
             grads = chunks.gradients(loss, [p for p in self.model.parameters() if p.requires_grad], self.loss_scale)
             loss = KnownGradient.apply(loss.detach(), list(grads.values()), *grads)

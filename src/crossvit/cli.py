@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "tables, plots and claims of a study, from the cells that are there",
     "data": "make the embedded corpus, check a dataset, or write one into shards: crossvit data make scenes, data verify, data pack",
 }
+WITHOUT_LIGHTNING = ("report", "data")
 DATA_COMMANDS = {
     "pack": "write a dataset into tar shards, in webdataset form; the same command goes on where it was cut off",
     "verify": "say what a dataset holds and what is wrong with it; exit code 1 where there is a fault",
@@ -136,9 +137,12 @@ class Job:
         from hydra.types import RunMode
 
         from crossvit.config.prepare import prepare
+        from crossvit.quick_start import import_lightning
 
         try:
             cfg = prepare(cfg)
+            if self.command not in WITHOUT_LIGHTNING:
+                import_lightning()
             return import_module(f"crossvit.commands.{self.command}").run(cfg)
         except SystemExit as leaving:  # Lightning turns Ctrl-C into an exit
             if isinstance(leaving.__context__, KeyboardInterrupt):

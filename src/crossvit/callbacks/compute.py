@@ -59,11 +59,11 @@ class ComputeCount(L.Callback):
         counter = self._close()
         if counter is not None:
             self._steps.append(counter.get_total_flops())
+            if len(self._steps) == self.batches:
+                self._write(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, *args: Any) -> None:
         self._close()  # a step that ended without a backward pass
-        if len(self._steps) == self.batches:
-            self._write(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if 0 < len(self._steps) < self.batches:

@@ -110,7 +110,11 @@ def main() -> None:
             row["memory_over_open_clip"] = round(row["peak_mib"] / peer["peak_mib"], 3)
             row["time_over_open_clip"] = round(row["cpu_seconds"] / peer["cpu_seconds"], 3)
     versions = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    print(json.dumps({"command": sys.argv[1:], **versions, "width": asked.width, "tile": asked.tile, "rows": rows}, indent=1))
+    print(
+        json.dumps(
+            {"command": sys.argv[1:], **versions, "width": asked.width, "tile": asked.tile, "rows": rows}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

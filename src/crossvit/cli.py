@@ -24,6 +24,7 @@ COMMANDS = {
     "sweep": "how the jobs of a sweep fare, and one table of what they have measured: crossvit sweep status, sweep report",
     "data": "make the embedded corpus, check a dataset, or write one into shards: crossvit data make scenes, data verify, data pack",
 }
+WITHOUT_LIGHTNING = ("report", "data")
 DATA_COMMANDS = {
     "pack": "write a dataset into tar shards, in webdataset form; the same command goes on where it was cut off",
     "verify": "say what a dataset holds and what is wrong with it; exit code 1 where there is a fault",
@@ -236,6 +237,7 @@ class Job:
         from hydra.types import RunMode
 
         from crossvit.config.prepare import prepare
+        from crossvit.quick_start import import_lightning
 
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         training = False
@@ -244,6 +246,8 @@ class Job:
             with self._recorded(cfg) if multirun and place().rank == 0 else nullcontext({}) as record:
                 try:
                     cfg = prepare(cfg)
+                    if self.command not in WITHOUT_LIGHTNING:
+                        import_lightning()
                     training = True
                     value = import_module(f"crossvit.commands.{self.command}").run(cfg)
                 except Exception as error:

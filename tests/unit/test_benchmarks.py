@@ -90,3 +90,48 @@ def test_check_memory(tmp_path):
     load("coco_scale").write("coco", tmp_path, 30, 2)
     found = load("check_memory").measure(tmp_path, workers=1)
     assert (found["pictures"], found["captions"]) == (30, 60)
+
+
+def test_train_step():
+    script = load("train_step")
+    given = argparse.Namespace(batch=2, steps=1, rounds=1, side=32, words=9, precision="bf16", out=None)
+    found = script.measure(given, list(script.WAYS))
+    flops = [found[way]["gflops_of_a_step"] for way in ("crossvit", "crossvit_77", "open_clip")]
+    assert flops[0] < flops[1] == pytest.approx(flops[2], rel=0.02)  # the same towers
+    for way in script.WAYS:
+        split = found[way]["split"]
+        assert min(split[part] for part in ("forward", "backward", "optimizer")) > 0
+        assert sum(split.values()) <= found[way]["cpu_seconds_a_step"] * 1.01
+    assert found["crossvit"]["speed_over_open_clip"]["median"] > 0
+    assert script.overhead(steps=12, rounds=1)["trainer_us"]["median"] > 0
+
+
+def test_gpu(tmp_path, monkeypatch, capsys):
+    script = load("gpu")
+    data = script.Shards(tmp_path, pictures=8, copies=2, workers=0)
+    ways = ("synthetic", "shards")  # compiling takes a minute
+    found = script.measure("tiny", torch.device("cpu"), 4, 1, data, [], ways)
+    assert set(found["ways"]) == {*ways, "loader"}
+    assert found["gflops_of_a_pair"] > 0 and found["batch"] == 4
+    for way in ways:
+        assert 0 < found["ways"][way]["utilisation"] < 1 and found["ways"][way]["pairs_per_second"] > 0
+    kernels = found["ways"]["synthetic"]["profile"]
+    assert kernels[0]["share"] == max(kernel["share"] for kernel in kernels) < 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 2 and "no GPU" in capsys.readouterr().err
+
+
+def test_gpu_halves_a_batch_that_does_not_fit(monkeypatch):
+    script, tried = load("gpu"), []
+
+    def measure(model, device, size, *rest):
+        tried.append(size)
+        if size > 8:
+            raise torch.OutOfMemoryError
+        return {"batch": size}
+
+    monkeypatch.setattr(script, "measure_batch", measure)
+    assert script.measure("tiny", torch.device("cpu"), 40, 1, None, []) == {"batch": 5} and tried == [40, 20, 10, 5]

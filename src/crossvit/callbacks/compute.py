@@ -59,7 +59,7 @@ class ComputeCount(L.Callback):
             if len(self._steps) == self.batches:
                 self._write(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, *args: Any) -> None:
         self._close()  # a step that ended without a backward pass
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -10,7 +10,8 @@ for the whole chain, for the stages hand weights on by name.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -51,9 +52,24 @@ class StageConfig(NamedTuple):
 def chain_configs(overrides: list[str], primary: str = "train") -> list[StageConfig]:
     """The configs of all stages from the root of the chain to the stage that `overrides` ask for, in the order of training.
 
-    All share the target's `run_name`, hence its run directory. Raises UserError for a bad override or value, naming the stage, and for a
-    chain that returns to a stage.
+    All share the target's `run_name`, hence its run directory. A Hydra job composes them once, however often it asks. Raises UserError for
+    a bad override or value, naming the stage, and for a chain that returns to a stage.
     """
+    from hydra.core.global_hydra import GlobalHydra
+
+    running = GlobalHydra.instance()
+    if running.is_initialized():
+        return list(_composed_by(running.hydra, tuple(overrides), primary))
+    return _compose_chain(overrides, primary)
+
+
+@lru_cache(maxsize=1)
+def _composed_by(hydra: Any, overrides: tuple[str, ...], primary: str) -> list[StageConfig]:
+    """The chain under one start of Hydra, and so under one search path. The configs are read-only."""
+    return _compose_chain(list(overrides), primary)
+
+
+def _compose_chain(overrides: list[str], primary: str) -> list[StageConfig]:
     target = compose_with_choices(overrides, primary)
     if "stage" not in target.cfg or not target.choices.get("stage"):
         raise UserError(f"{primary}: this config has no stage; choose one with stage=<option>")

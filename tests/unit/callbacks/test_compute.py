@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from crossvit.callbacks import compute
 from crossvit.callbacks.compute import ComputeCount, pair_flops
 from crossvit.models.patch_encoder import PatchEncoder
 from crossvit.objectives.adversarial import AdversarialLoss
@@ -73,6 +74,13 @@ def test_a_linear_layer_by_hand(tmp_path):
 
 def test_a_stage_of_fewer_batches_is_counted_too(tmp_path):
     assert fit(Line(), [torch.ones(4, 3)], tmp_path, [ComputeCount(3)])["flops_per_step"] == 96
+
+
+def test_the_file_is_written_once(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(compute, "write_atomically", lambda path, data: (written.append(path), path.write_bytes(data)))
+    fit(Line(), [torch.ones(4, 3)] * 5, tmp_path, [ComputeCount(2)])
+    assert len(written) == 1
 
 
 def test_a_step_that_fails_leaves_no_counter_behind(tmp_path):

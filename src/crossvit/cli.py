@@ -24,7 +24,7 @@ COMMANDS = {
     "sweep": "how the jobs of a sweep fare, and one table of what they have measured: crossvit sweep status, sweep report",
     "data": "make the embedded corpus, check a dataset, or write one into shards: crossvit data make scenes, data verify, data pack",
 }
-WITHOUT_LIGHTNING = ("report", "data")
+WITHOUT_LIGHTNING = ("report", "data", "sweep")
 DATA_COMMANDS = {
     "pack": "write a dataset into tar shards, in webdataset form; the same command goes on where it was cut off",
     "verify": "say what a dataset holds and what is wrong with it; exit code 1 where there is a fault",

@@ -24,6 +24,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
     from crossvit.callbacks.interrupt import Interrupt
     from crossvit.callbacks.preempted import Preempted
     from crossvit.callbacks.resume import Resume
+    from crossvit.callbacks.steps import StepCount
 
     # torch's own deprecation, raised inside Lightning at every stage
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
@@ -45,7 +46,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
         trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
-            callbacks=[Resume(), *callbacks, Interrupt()],
+            callbacks=[Resume(), StepCount(), *callbacks, Interrupt()],
             plugins=[WholeFile(), place.environment],
             logger=loggers,
             use_distributed_sampler=False,

@@ -63,7 +63,7 @@ def train(device: str, precision: str = "32", execution: Execution | None = None
         enable_model_summary=False,
     )
     trainer.fit(task, DataLoader([pairs(range(8), negatives=1, seed=s) for s in range(STEPS)], batch_size=None))
-    return task.export(), [float(loss) for loss in losses]
+    return task.export(), [loss.item() for loss in losses]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,9 @@ def test_execution(device, execution, full):
     assert_close(train(device, execution=execution), full, loss=1e-3, weights=1e-3)
 
 
-@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), GPU])
+@pytest.mark.parametrize(
+    "device", [GPU]
+)  # a CPU compiles for minutes; tests/unit/models/test_execution.py does that once
 def test_compile(device, full):
     torch._dynamo.reset()
     execution = Execution(compile="default", channels_last=True)

@@ -97,6 +97,7 @@ def train_stage(
     from crossvit.callbacks.checkpoint import forget_checkpoints, keep_last_only, newest_checkpoint
     from crossvit.callbacks.compute import COMPUTE
     from crossvit.callbacks.interrupt import handing_on
+    from crossvit.callbacks.steps import STEPS
     from crossvit.callbacks.validation_curve import VALIDATION
     from crossvit.loggers import close
     from crossvit.stages.build import build_task
@@ -143,7 +144,7 @@ def train_stage(
             "data": manifest,
             "metrics": metrics,
             "seed": cfg.seed,
-            "steps": trainer.global_step,
+            "steps": _kept(claim.directory / STEPS),
             "seconds": round(time.time() - started, 1),
             "bad_samples": data.bad_samples.count,
             "compute": _kept(claim.directory / COMPUTE),

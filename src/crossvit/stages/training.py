@@ -26,6 +26,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
     from crossvit.callbacks.preempted import Preempted
     from crossvit.callbacks.rank_watch import RankWatch
     from crossvit.callbacks.resume import Resume
+    from crossvit.callbacks.steps import StepCount
 
     # torch's own deprecation, raised inside Lightning at every stage
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
@@ -47,7 +48,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
         trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
-            callbacks=[Resume(), *callbacks, RankWatch(cfg.collective_timeout), Interrupt()],
+            callbacks=[Resume(), StepCount(), *callbacks, RankWatch(cfg.collective_timeout), Interrupt()],
             plugins=[WholeFile(), place.environment],
             logger=loggers,
             use_distributed_sampler=False,

@@ -29,7 +29,8 @@ def mark(*overrides: str, stage: str = "vlr", parent: str | None = "0" * 16, man
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
     for key, _, value in (override.partition("=") for override in overrides if override not in groups):
-        assert OmegaConf.select(cfg, key.rpartition(".")[0] or key) is not None, key
+        above = key.rpartition(".")[0]
+        assert key in cfg if not above else OmegaConf.select(cfg, above) is not None, key
         OmegaConf.update(cfg, key, yaml.safe_load(value))
     return fingerprint(cfg, parent, manifest)
 

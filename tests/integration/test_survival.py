@@ -127,7 +127,7 @@ def test_where_both_checkpoints_are_damaged_the_stage_starts_anew(whole, tmp_pat
     assert differences(whole.result, result(tmp_path)) == []
 
 
-def testing(logs) -> bool:
+def at_a_test(logs) -> bool:
     return "testing vlr on" in (logs / "err").read_text()
 
 
@@ -155,7 +155,7 @@ def test_a_signal_while_a_stage_is_tested_leaves_nothing_half_done(start, job, s
     arguments = ["pipeline", "experiment=smoke", f"paths.root={tmp_path}", f"paths.data={corpus}", "stage=vlr",
                  "stage.parent=null", "callbacks=quiet", "logger=none"]  # fmt: skip
     first = start(*arguments)
-    first.wait_for(lambda: testing(tmp_path / "logs" / "0"), seconds=120)
+    first.wait_for(lambda: at_a_test(tmp_path / "logs" / "0"), seconds=120)
     first.process.terminate()
     done = first.wait()
     assert done.code == 143, done.err

@@ -6,6 +6,7 @@ the parent process opens the log again once they are done.
 
 import csv
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 class CSVLogger(Logger):
     """Appends to `<save_dir>/metrics.csv`: one row a call, a column `step`, an empty cell where a row does not hold a figure.
 
-    Rows of the file at or behind the first step that is logged belong to a run that was cut off there, and are replaced.
+    Rows of the file at or behind the first step that is logged belong to a run that was cut off there, and are replaced. A row of that very
+    step stays where it holds other figures and nothing behind it is repeated: a run that was cut off in a validation goes on with that.
     """
 
     def __init__(self, save_dir: str | Path) -> None:
@@ -53,7 +55,7 @@ class CSVLogger(Logger):
         earlier: list[dict[str, Any]] = []
         columns = list(dict.fromkeys([*self._columns, *(name for row in self._rows for name in row)]))
         if not self._opened:
-            earlier = [row for row in _read(self.path) if _before(row, self._rows[0]["step"])]
+            earlier = list(takewhile(lambda row: _before(row, self._rows[0]), _read(self.path)))
             columns = list(dict.fromkeys([*(earlier[0] if earlier else ()), *columns]))
         elif columns != self._columns:
             earlier = _read(self.path)
@@ -79,5 +81,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return [{name: value for name, value in row.items() if name is not None} for row in csv.DictReader(stream)]
 
 
-def _before(row: Mapping[str, Any], step: int | None) -> bool:
-    return step is not None and str(row.get("step", "")).isdigit() and int(row["step"]) < step
+def _before(row: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
+    if first["step"] is None or not str(row.get("step", "")).isdigit():
+        return False
+    again = {name for name, value in row.items() if value != ""} & first.keys() - {"step", "epoch"}
+    return int(row["step"]) < first["step"] or (int(row["step"]) == first["step"] and not again)

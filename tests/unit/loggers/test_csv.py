@@ -37,6 +37,23 @@ def test_a_resumed_run_continues_and_replaces_what_it_repeats(tmp_path):
     ]
 
 
+def test_a_run_that_goes_on_with_a_validation_keeps_the_step_before_it(tmp_path):
+    step, validated = (1, {"train/loss": 1.0, "epoch": 0.0}), (1, {"val/acc@1": 0.5, "epoch": 0.0})
+    for known in ([step], [step, validated], [step, validated, (2, {"train/loss": 9.0})]):
+        folder = tmp_path / str(len(known))
+        logged(folder, (0, {"train/loss": 2.0}), *known)
+        logged(folder, validated, (2, {"train/loss": 0.5}))
+        assert [row["train/loss"] for row in rows(folder)] == ["2.0", "1.0", "", "0.5"]
+        assert [row["val/acc@1"] for row in rows(folder)] == ["", "", "0.5", ""]
+
+
+def test_a_step_that_is_repeated_repeats_its_validation(tmp_path):
+    both = ((1, {"train/loss": 1.0}), (1, {"val/acc@1": 0.5}))
+    logged(tmp_path, (0, {"train/loss": 2.0}), *both)
+    logged(tmp_path, *both)
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "1"]
+
+
 def test_a_run_from_the_start_begins_a_new_file(tmp_path):
     logged(tmp_path, (0, {"a": 0.0}), (1, {"a": 1.0}))
     logged(tmp_path, (0, {"a": 5.0}))

@@ -71,7 +71,7 @@ def test_weights_that_are_shared_out(vlr, torchrun, job, tmp_path):
 def test_a_mistake_ends_all_of_them(vlr, torchrun, tmp_path):
     done = torchrun(*vlr, "trainer=ddp_sim", "trainer.devices=3")
     assert done.returncode != 0
-    assert "crossvit: error: trainer: " in done.stderr
+    assert "crossvit: error: trainer.devices=3" in done.stderr
     done = torchrun(*vlr, "trainer=ddp_sim", "data.batch_size=-1")
     assert done.returncode != 0
     assert done.stderr.count("crossvit: error: data.batch_size=-1") == 1

@@ -122,12 +122,12 @@ def train_stage(
     weights = task.export()
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
-        forget_checkpoints(claim.directory)
+        claim.ranks.decide(lambda: forget_checkpoints(claim.directory))
         raise UserError(
             f"stage {config.name}: {len(broken)} of {len(weights)} tensors are not finite any more ({broken[0]}, ...): lower "
             "optimizer.lr, or see where it begins with debug=anomaly"
         )
-    keep_last_only(claim.directory)
+    claim.ranks.decide(lambda: keep_last_only(claim.directory))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     here = {name.split(".")[0] for name, p in task.network.named_parameters() if p.requires_grad}
     return claim.commit(

@@ -89,12 +89,12 @@ _joined: Ranks | None = None
 
 
 def join(cfg: DictConfig) -> Ranks:
-    """This process and those started beside it, connected as the trainer of `cfg` connects them. Asked again, the same.
+    """This process and those started beside it, connected by the trainer of `cfg`. Asked again, the same.
 
     Raises UserError where their number is not that of trainer.devices and trainer.num_nodes.
     """
     global _joined
-    rank, world, _ = place()
+    rank, world, launcher = place()
     if world == 1:
         return ALONE
     if _joined is None:
@@ -104,8 +104,14 @@ def join(cfg: DictConfig) -> Ranks:
 
         bare = cfg.copy()
         OmegaConf.set_readonly(bare, False)
-        bare.callbacks, bare.logger = {}, {}
-        build_trainer(bare, Path(cfg.paths.run_dir)).strategy.setup_environment()
+        bare.callbacks, bare.logger, bare.trainer.strategy = {}, {}, "ddp"  # a sharded one asks for a model first
+        trainer = build_trainer(bare, Path(cfg.paths.run_dir))
+        if trainer.num_devices * trainer.num_nodes != world:
+            raise UserError(
+                f"trainer.devices={cfg.trainer.devices} on trainer.num_nodes={cfg.trainer.num_nodes}: {launcher} has started {world} "
+                "processes, which are one a device"
+            )
+        trainer.strategy.setup_environment()
         _joined = Ranks(rank, world, dist.new_group(backend="gloo", timeout=PATIENCE))
     return _joined
 

@@ -55,7 +55,11 @@ def explained(where: str, smaller: str, directory: Path | None = None) -> Iterat
     try:
         yield
     except Exception as error:
-        reason = explain(error, smaller, directory)
+        try:
+            _report_workers_once()
+            reason = explain(error, smaller, directory)
+        except RuntimeError as meanwhile:  # the death of a worker, reported from a signal
+            reason = explain(meanwhile, smaller, directory)
         if reason is None:
             raise
         raise UserError(f"{where}: {reason}") from (None if isinstance(error, UserError) else error)
@@ -72,7 +76,6 @@ def explain(error: Exception, smaller: str, directory: Path | None = None) -> st
     if found := _DEVICE_MEMORY.search(text):
         return f"out of device memory; {smaller} ({_short(found[0])})"
     if found := _WORKER.search(text):
-        _report_it_once()
         return _worker(found[1])
     if isinstance(error, ConnectionError | EOFError) and _from_loader(error):  # it died while a batch was handed over
         return _worker(None)
@@ -100,9 +103,12 @@ def _from_loader(error: Exception) -> bool:
     return any(frame.filename.endswith(_LOADER) for frame in traceback.extract_tb(error.__traceback__))
 
 
-def _report_it_once() -> None:
+def _report_workers_once() -> None:
     """torch raises the death of a worker once more whenever another child ends; that loaders poll their workers stays."""
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    if getattr(handler, "__module__", "").startswith("torch.utils.data"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 

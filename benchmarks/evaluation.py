@@ -1,16 +1,22 @@
-"""What an evaluation costs: retrieval among 5,000 pictures and 25,000 captions, and pairs a second of the fused score.
+"""What an evaluation costs: retrieval for growing corpora, beside open_clip's, and pairs a second of the fused score.
 
-    python benchmarks/evaluation.py [--images 5000] [--captions 5] [--width 512] [--threads 2] [--pairs 20000]
+    python benchmarks/evaluation.py [--images 1250 2500 5000] [--captions 5] [--width 512] [--threads 1] [--pairs 20000] [--out FILE]
 
-Prints one json object. Embeddings are drawn; the fused score is that of model=tiny, untrained, on captions of 16 words.
+Prints one json object. `retrieval`: both directions of `embedding_retrieval` among so many pictures with --captions captions each. `one
+caption`: the same with one caption a picture, which is what `open_clip_train.train.get_clip_metrics` can do, and that, in turns. Each figure
+is from a process of its own: processor seconds, and how far its peak resident memory grew over what it held before, the embeddings included.
+The fused score is that of model=tiny, untrained, on captions of 16 words. Embeddings are drawn.
 """
 
 import argparse
 import json
 import platform
 import resource
+import subprocess
 import sys
 import time
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -25,11 +31,62 @@ def peak_mebibytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def retrieval(images: int, captions: int, width: int) -> dict:
-    """Both directions of `embedding_retrieval`, captions near their own picture."""
+def drawn(images: int, captions: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of pictures and of their captions."""
+    torch.manual_seed(0)
     image = torch.randn(images, width)
     text = image.repeat_interleave(captions, dim=0) + 4 * torch.randn(images * captions, width)
-    image, text = (torch.nn.functional.normalize(x, dim=1) for x in (image, text))
+    return tuple(torch.nn.functional.normalize(x, dim=1) for x in (image, text))
+
+
+def open_clip_retrieval(images: int, captions: int, width: int) -> dict:
+    """The same figures of open_clip's evaluation, which knows one caption a picture."""
+    from open_clip_train.train import get_clip_metrics
+
+    image, text = drawn(images, captions, width)
+    before, started, busy = peak_mebibytes(), time.perf_counter(), time.process_time()
+    found = get_clip_metrics(image, text, torch.tensor(100.0))
+    return {
+        "images": images,
+        "texts": images,
+        "seconds": round(time.perf_counter() - started, 2),
+        "cpu_seconds": round(time.process_time() - busy, 2),
+        "peak_rss_mib_before": before,
+        "peak_rss_mib": peak_mebibytes(),
+        "acc@1": {"image_to_text": round(float(found["image_to_text_R@1"]), 4)},
+    }
+
+
+def alone(kind: str, *numbers: int) -> dict:
+    """`retrieval` or `open_clip_retrieval` in a process of its own."""
+    command = [sys.executable, __file__, "--one", kind, *map(str, numbers)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{kind}: {done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found | {"growth_mib": found["peak_rss_mib"] - found["peak_rss_mib_before"]}
+
+
+def beside_open_clip(sizes: list[int], width: int, threads: int) -> list[dict]:
+    """With one caption a picture, and the ratios."""
+    rows = []
+    for images in sizes:
+        ours, theirs = (alone(kind, images, 1, width, threads) for kind in ("retrieval", "open_clip_retrieval"))
+        rows.append(
+            {
+                "images": images,
+                **{f"{key}": ours[key] for key in ("cpu_seconds", "growth_mib", "acc@1")},
+                "open_clip": {key: theirs[key] for key in ("cpu_seconds", "growth_mib", "acc@1")},
+                "time_over_open_clip": round(ours["cpu_seconds"] / max(theirs["cpu_seconds"], 0.01), 3),
+                "memory_over_open_clip": round(ours["growth_mib"] / max(theirs["growth_mib"], 1), 3),
+            }
+        )
+    return rows
+
+
+def retrieval(images: int, captions: int, width: int) -> dict:
+    """Both directions of `embedding_retrieval`, captions near their own picture."""
+    image, text = drawn(images, captions, width)
     owner = torch.arange(images)
     pairs = ImageTextPairs(owner, owner.repeat_interleave(captions))
     before, started, busy = peak_mebibytes(), time.perf_counter(), time.process_time()
@@ -71,22 +128,34 @@ def fused(count: int) -> dict:
 
 
 def main() -> None:
-    """Measures both and prints them."""
+    """Measures all and prints it."""
+    if sys.argv[1:2] == ["--one"]:
+        images, captions, width, threads = map(int, sys.argv[3:])
+        torch.set_num_threads(threads)
+        print(json.dumps({"retrieval": retrieval, "open_clip_retrieval": open_clip_retrieval}[sys.argv[2]](images, captions, width)))
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("images", 5000), ("captions", 5), ("width", 512), ("threads", 2), ("pairs", 20_000)):
+    parser.add_argument("--images", type=int, nargs="+", default=[1250, 2500, 5000])
+    for name, value in (("captions", 5), ("width", 512), ("threads", 1), ("pairs", 20_000)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--out", type=Path, help="file for the json as well")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     report = {
-        "retrieval": retrieval(given.images, given.captions, given.width),
+        "one_caption": beside_open_clip(given.images, given.width, given.threads),
+        "retrieval": [alone("retrieval", n, given.captions, given.width, given.threads) for n in given.images],
         "fused": fused(given.pairs),
         "threads": given.threads,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "open_clip_torch": version("open_clip_torch")},
         "machine": platform.machine(),
         "command": " ".join(["python", *sys.argv]),
     }
-    print(json.dumps(report, indent=2))
+    text = json.dumps(report, indent=1)
+    print(text)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """What each objective costs a training step, over contrastive learning with matching, and over contrastive learning alone.
 
-    python benchmarks/objectives.py [--model tiny] [--batch 64] [--words 16] [--rounds 5] [--threads 1] [--objectives itc pgd ...]
+    python benchmarks/objectives.py [--model tiny] [--batch 64] [--words 16] [--rounds 5] [--objectives itc pgd ...] [--out FILE]
 
 Prints one json object: of each objective the FLOPs and the pair-passes of a step (forward and backward, everything that the objective adds
-included), the processor time of a step, forward, backward, optimiser and teacher, and the ratios of both to `itc_itm` and to `itc`. Times
-are the least of `--rounds` turns in which all objectives take a step one after the other. Pictures and captions are drawn, without generated
-negatives; weights are those of an untrained model.
+included), the processor time of a step (forward, backward, optimiser, teacher), and the ratios of both to `itc_itm` and to `itc`. All
+objectives take a step one after the other, --rounds times: times are medians, their ratios medians over the rounds, with the range.
+Pictures and captions are drawn, without generated negatives; weights are those of an untrained model.
 """
 
 import argparse
 import json
 import platform
+import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -96,18 +98,23 @@ def measure(model: str, size: int, words: int, rounds: int, names: list[str]) ->
         found[name] = {
             "flops": flops,
             "pair_passes": round(flops / pair_flops(step.task.model, step.batch), 1),
-            "cpu_seconds": float("inf"),
         }
+    turns: dict[str, list[float]] = {name: [] for name in names}
+    for step in steps.values():
+        step()  # the optimiser makes its state
     for _ in range(rounds):
         for name, step in steps.items():
             started = time.process_time()
             step()
-            found[name]["cpu_seconds"] = round(min(found[name]["cpu_seconds"], time.process_time() - started), 4)
-    for base in ("itc", "itc_itm"):
-        if base in found:
-            for figures in found.values():
+            turns[name].append(time.process_time() - started)
+    for name, figures in found.items():
+        figures["cpu_seconds"] = round(statistics.median(turns[name]), 4)
+        for base in ("itc", "itc_itm"):
+            if base in found:
+                ratios = [own / other for own, other in zip(turns[name], turns[base], strict=True)]
                 figures[f"flops_over_{base}"] = round(figures["flops"] / found[base]["flops"], 3)
-                figures[f"time_over_{base}"] = round(figures["cpu_seconds"] / found[base]["cpu_seconds"], 3)
+                figures[f"time_over_{base}"] = round(statistics.median(ratios), 3)
+                figures[f"time_over_{base}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
     return found
 
 
@@ -119,11 +126,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--objectives", nargs="*", choices=list(OBJECTIVES), default=list(OBJECTIVES))
+    parser.add_argument("--out", type=Path, help="file for the json as well")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    found = measure(asked.model, asked.batch, asked.words, asked.rounds, asked.objectives)
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    print(json.dumps({"command": sys.argv[1:], **versions, **vars(asked), "objectives": found}, indent=1))
+    report = {
+        "objectives": measure(asked.model, asked.batch, asked.words, asked.rounds, asked.objectives),
+        **{name: getattr(asked, name) for name in ("model", "batch", "words", "rounds", "threads")},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "machine": platform.machine(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

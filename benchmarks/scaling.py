@@ -1,13 +1,14 @@
 """How cost grows: with the batch, the words, the depth and the number of processes; measured here, counted, and modelled up to 1,024 GPUs.
 
-    python benchmarks/scaling.py [--ranks 1 2 3] [--models r18_small r18_base] [--local-batch 64] [--out FILE]
+    python benchmarks/scaling.py [--ranks 1 2 3] [--models r18_small r18_base] [--local-batch 256] [--out FILE]
 
 `measured`: FLOPs, processor seconds and the bytes that autograd keeps, of a step (forward and backward) of a small model for growing batch,
 words and depth, with the exponent between the first and the last value.
 
 `checked`: processes on this machine (gloo) take one step under DDP and under FSDP2, objectives itc, itc in tiles, and itc with itm. The
 bytes that each collective carries are counted where torch.distributed is called, and what each process holds of weights, gradients and
-Adam's state is added up; beside both stands the formula (`Formula`), which has to give the same.
+Adam's state is added up; beside both stands the formula (`Formula`), which has to give the same. Then the processor seconds that a step
+takes each process under DDP (contrastive and matching terms, AdamW), the least of --times.
 
 `modelled`: the same formula for larger models and more GPUs, every device with --local-batch pairs of 32 words, with these assumptions:
 compute takes its counted FLOPs at 40 % of 790 TFLOP/s; rings send 2 (W-1)/W of an all-reduce, (W-1)/W of a whole gathered or scattered
@@ -403,20 +404,23 @@ def one_rank(rank: int, world: int, place: str, given: dict) -> list[dict]:
         for objective in OBJECTIVES:
             row = one_step(given["model"], objective, strategy, given["local"], given["words"])
             found.append({"ranks": world, "strategy": strategy, "objective": objective, **row})
-    if given["times"]:
-        seconds = timed(given["model"], given["timed"], given["words"], given["times"])
-        found.append({"ranks": world, "strategy": "ddp", "local_batch": given["timed"], "cpu_seconds_a_step": seconds})
+    for model, local in given["timed"]:
+        seconds = timed(model, local, given["words"], given["times"])
+        found.append({"ranks": world, "model": model, "local_batch": local, "cpu_seconds_a_step": seconds})
     dist.barrier()
     dist.destroy_process_group()
     return found
 
 
-def checked(ranks: list[int], model: str, local: int, words: int, times: int, timed: int = 96) -> list[dict]:
-    """The rows of rank 0, for each number of processes, of which the last gives the time of a step of `timed` pairs each."""
+TIMED = (("tiny", 96), ("r18_small", 8))  # model, and pairs of each process
+
+
+def checked(ranks: list[int], model: str, local: int, words: int, times: int, timed=TIMED) -> list[dict]:
+    """The rows of rank 0 for each number of processes; then those of a step's time, with the ratio to one process."""
     rows = []
     for world in ranks:
         with tempfile.TemporaryDirectory() as folder:
-            settings = json.dumps({"model": model, "local": local, "words": words, "times": times, "timed": timed})
+            settings = json.dumps({"model": model, "local": local, "words": words, "times": times, "timed": timed if world < 3 else timed[:1]})
             command = [sys.executable, __file__, "--one"]
             running = [
                 subprocess.Popen(
@@ -430,47 +434,51 @@ def checked(ranks: list[int], model: str, local: int, words: int, times: int, ti
             if any(process.returncode for process in running):
                 raise RuntimeError("\n".join(err.decode()[-2000:] for _, err in answers))
             rows += json.loads(answers[0][0].splitlines()[-1])
+    alone = {row["model"]: row["cpu_seconds_a_step"] for row in rows if "model" in row and row["ranks"] == 1}
+    for row in rows:
+        if row.get("model") in alone:
+            row["over_one_process"] = round(row["cpu_seconds_a_step"] / alone[row["model"]], 3)
     return rows
 
 
 def modelled(model: str, local: int, words: int = 32) -> dict:
     """The formula for many devices."""
-    task, cfg = task_of(model, "objective=itc_itm")
-    sizes = sizes_of(task, cfg, words)
-    costs = []
-    for size in (2, 4):
-        batch = drawn(size, cfg.model.image_size, words, task.model.text_encoder.vocab_size)
-        costs.append(step_cost(task, batch, torch.bfloat16))
-        task.zero_grad()
-    each = {key: (costs[1][key] - costs[0][key]) / 2 for key in ("flops", "kept_bytes")}
-    compute, rows = local * each["flops"] / RATE, []
-    for world in WORLDS:
-        link = WITHIN if world <= NODE else BETWEEN
-        for objective in OBJECTIVES:
+    found = {"local_batch": local, "rows": []}
+    for objective in OBJECTIVES:
+        task, cfg = task_of(model, *OBJECTIVES[objective])
+        sizes, costs = sizes_of(task, cfg, words), []
+        for size in (2, 4):
+            batch = drawn(size, cfg.model.image_size, words, task.model.text_encoder.vocab_size)
+            costs.append(step_cost(task, batch, torch.bfloat16))
+            task.zero_grad()
+        flops, kept = ((costs[1][key] - costs[0][key]) / 2 for key in ("flops", "kept_bytes"))
+        found[objective] = {
+            "parameters": sizes.parameters,
+            "gflops_of_a_pair": round(flops / 1e9, 2),
+            "activations_mib_of_a_pair": round(kept / 2**20, 1),
+        }
+        for world in WORLDS:
             for strategy in STRATEGIES:
                 formula = Formula(sizes, world, local, objective, strategy)
-                sent = formula.sent()
-                exposed = sent["features"] / link + max(0.0, sent["weights"] / link - 2 / 3 * compute)
-                memory = sum(formula.held().values()) + formula.transient() + local * each["kept_bytes"]
-                rows.append(
-                    {
-                        "devices": world,
-                        "global_batch": world * local,
-                        "objective": objective,
-                        "strategy": strategy,
-                        "memory_gib": round(memory / 2**30, 2),
-                        "held_gib": round(sum(formula.held().values()) / 2**30, 2),
-                        "sent_features_mib": round(sent["features"] / 2**20, 1),
-                        "sent_weights_mib": round(sent["weights"] / 2**20, 1),
-                        "efficiency": round(compute / (compute + exposed), 3),
-                    }
-                )
+                found["rows"].append(row_of(formula, local * flops / RATE, local * kept))
+    return found
+
+
+def row_of(formula: Formula, compute: float, activations: float) -> dict:
+    """compute: seconds of a step."""
+    sent, held = formula.sent(), sum(formula.held().values())
+    link = WITHIN if formula.world <= NODE else BETWEEN
+    exposed = sent["features"] / link + max(0.0, sent["weights"] / link - 2 / 3 * compute)
     return {
-        "parameters": sizes.parameters,
-        "gflops_of_a_pair": round(each["flops"] / 1e9, 2),
-        "activations_mib_of_a_pair": round(each["kept_bytes"] / 2**20, 1),
-        "local_batch": local,
-        "rows": rows,
+        "devices": formula.world,
+        "global_batch": formula.world * formula.local,
+        "objective": formula.objective,
+        "strategy": formula.strategy,
+        "memory_gib": round((held + formula.transient() + activations) / 2**30, 2),
+        "held_gib": round(held / 2**30, 2),
+        "sent_features_mib": round(sent["features"] / 2**20, 1),
+        "sent_weights_mib": round(sent["weights"] / 2**20, 1),
+        "efficiency": round(compute / (compute + exposed), 3),
     }
 
 
@@ -482,8 +490,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--models", nargs="*", default=["r18_small", "r18_base"])
-    parser.add_argument("--local-batch", type=int, default=64)
-    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--local-batch", type=int, default=256)
+    parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--out", type=Path, help="file for the json as well")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,16 @@
 """How long a command takes before it works: help, a composed config, a debug run, and what a job of a sweep adds.
 
-    python benchmarks/startup.py [--rounds 3] [--root DIR]
+    python benchmarks/startup.py [--rounds 3] [--no-peers] [--out FILE]
 
-Prints one json object: processor seconds (user and system) and seconds by the clock, the least of the rounds, taken in turn. The debug run
-makes the embedded corpus first and trains two steps of each stage; a sweep's job is the difference between a sweep of three jobs and one of one,
-none of which has anything to train any more.
+Prints one json object: processor seconds (user and system) and seconds by the clock, of each the median of the rounds, taken in turn, and the
+least.
+
+    help, config    train --help and train --cfg job, and whether they load torch
+    debug           train debug=fast in an empty folder: its corpus is made, and three stages take two steps each
+    imports         of that: torch alone; lightning as this project imports it; and `import lightning` by itself
+    sweep_per_job   (a sweep of three jobs - a sweep of one) / 2, none of which has anything to train any more: all in one process
+    peers           open_clip_train.main --help, and its training of two steps on drawn data with ResNet-18 at 128 px and a text Transformer
+                    of 6 x 256, as benchmarks/train_step.py has them
 """
 
 import argparse
@@ -12,10 +18,12 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 
 CROSSVIT = [sys.executable, "-m", "crossvit"]
@@ -39,39 +47,92 @@ def imports_torch(arguments: list[str]) -> bool:
     return done.stdout.splitlines()[-1] == "True"
 
 
-def measure(rounds: int, root: Path) -> dict:
+IMPORTS = {
+    "torch": "import torch",
+    "lightning_here": "import torch; from crossvit.quick_start import import_lightning; import_lightning()",
+    "lightning": "import torch, lightning",
+}
+BARS = {"help": 0.6, "config": 0.6, "debug": 8.0}  # seconds by the clock
+OPEN_CLIP = """
+import json, pathlib, sys
+import open_clip
+from open_clip_train.main import main
+vision = {"timm_model_name": "resnet18", "timm_pool": "avg", "timm_proj": "linear", "image_size": 128}
+text = {"context_length": 77, "vocab_size": 49408, "width": 256, "heads": 4, "layers": 6}
+path = pathlib.Path(sys.argv[1]) / "crossvit-benchmark.json"
+path.write_text(json.dumps({"embed_dim": 256, "vision_cfg": vision, "text_cfg": text}))
+open_clip.add_model_config(path)
+main(["--dataset-type", "synthetic", "--train-num-samples", "128", "--batch-size", "64", "--epochs", "1", "--workers", "0",
+      "--model", "crossvit-benchmark", "--precision", "fp32", "--logs", sys.argv[1]])
+"""
+
+
+def measure(rounds: int, root: Path, peers: bool = True) -> dict:
     """Figures by what was asked."""
-    sweep = ["train", "stage=imagenet", "experiment=smoke", "--multirun"]
+    sweep = [*CROSSVIT, "train", "stage=imagenet", "experiment=smoke", "--multirun"]
     asked = {
-        "help": ["train", "--help"],
-        "config": ["train", "--cfg", "job"],
-        "debug": ["train", "debug=fast"],
+        "help": [*CROSSVIT, "train", "--help"],
+        "config": [*CROSSVIT, "train", "--cfg", "job"],
+        "debug": [*CROSSVIT, "train", "debug=fast"],
+        **{f"import_{name}": [sys.executable, "-c", text] for name, text in IMPORTS.items()},
         "sweep_of_1": [*sweep, "seed=0"],
         "sweep_of_3": [*sweep, "seed=0,1,2"],
     }
-    timed([*CROSSVIT, *asked["sweep_of_3"]], root)  # trains them, once
-    found: dict[str, dict] = {}
+    if peers:
+        asked["open_clip_help"] = [sys.executable, "-m", "open_clip_train.main", "--help"]
+        asked["open_clip_two_steps"] = [sys.executable, "-c", OPEN_CLIP]
+    timed(asked["sweep_of_3"], root / "sweep")  # trains them, once
+    fresh = map(str, count())
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in asked}
     for _ in range(rounds):
-        for name, arguments in asked.items():
-            now = timed([*CROSSVIT, *arguments], root)
-            best = found.setdefault(name, now)
-            found[name] = {key: round(min(best[key], now[key]), 3) for key in now}
+        for name, command in asked.items():
+            place = root / ("sweep" if name.startswith("sweep") else next(fresh))
+            place.mkdir(parents=True, exist_ok=True)
+            turns[name].append(timed([*command, str(place)] if name == "open_clip_two_steps" else command, place))
+    return summary(turns)
+
+
+def summary(turns: dict[str, list[dict[str, float]]]) -> dict:
+    """Medians and least values; a sweep's jobs by their difference in each round; ratios to the peers in each round."""
+    one, three = turns.pop("sweep_of_1"), turns.pop("sweep_of_3")
+    turns["sweep_per_job"] = [{key: (b[key] - a[key]) / 2 for key in a} for a, b in zip(one, three, strict=True)]
+    found: dict[str, dict] = {}
+    for name, rows in turns.items():
+        found[name] = {key: round(statistics.median(row[key] for row in rows), 3) for key in rows[0]}
+        found[name] |= {f"least_{key}": round(min(row[key] for row in rows), 3) for key in rows[0]}
+    for name, peer in (("help", "open_clip_help"), ("debug", "open_clip_two_steps")):
+        if peer in turns:
+            ratios = [a["cpu_seconds"] / b["cpu_seconds"] for a, b in zip(turns[name], turns[peer], strict=True)]
+            found[name]["cpu_over_open_clip"] = round(statistics.median(ratios), 3)
+    for name, bar in BARS.items():
+        found[name]["bar_seconds"] = bar
     for name in ("help", "config"):
-        found[name]["imports_torch"] = imports_torch(asked[name])
-    one, three = found.pop("sweep_of_1"), found.pop("sweep_of_3")
-    found["sweep_per_job"] = {key: round((three[key] - one[key]) / 2, 3) for key in one}
+        found[name]["imports_torch"] = imports_torch(["train", *(["--help"] if name == "help" else ["--cfg", "job"])])
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--root", type=Path, help="where runs and data go; default: a folder that is taken away again")
-    asked = parser.parse_args()
+    parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--out", type=Path, help="file for the json as well")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(asked.rounds, asked.root or Path(folder))
-    versions = {"python": platform.python_version(), "machine": platform.machine()}
-    print(json.dumps({"command": sys.argv[1:], **versions, "rounds": asked.rounds, "figures": found}, indent=1))
+        found = measure(given.rounds, Path(folder), given.peers)
+    report = {
+        "figures": found,
+        "rounds": given.rounds,
+        "load_average": os.getloadavg()[0],  # of the last minute, over how many cores: seconds by the clock depend on it
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version()},
+        "machine": platform.machine(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ def test_evaluation():
     script = load("evaluation")
     found = script.retrieval(images=20, captions=2, width=8)
     assert (found["images"], found["texts"]) == (20, 40) and found["peak_rss_mib"] >= found["peak_rss_mib_before"] > 0
+    assert script.open_clip_retrieval(20, 1, 8)["acc@1"]["image_to_text"] == pytest.approx(
+        script.retrieval(20, 1, 8)["acc@1"]["image_to_text"], abs=1e-4
+    )
     assert script.fused(30)["pairs_per_second"] > 0
 
 
@@ -65,6 +68,11 @@ def test_startup():
     script = load("startup")
     assert not script.imports_torch(["train", "--help"])
     assert script.timed([*script.CROSSVIT, "--help"], ROOT)["cpu_seconds"] > 0
+    names = ("help", "config", "debug", "sweep_of_1", "sweep_of_3", "open_clip_help")
+    found = script.summary({name: [{"cpu_seconds": n + 1.0, "seconds": n + 2.0}] * 2 for n, name in enumerate(names)})
+    assert found["sweep_per_job"]["cpu_seconds"] == 0.5  # of two jobs, one second
+    assert found["help"]["cpu_over_open_clip"] == pytest.approx(1 / 6, abs=1e-3)
+    assert not found["config"]["imports_torch"]
 
 
 @pytest.mark.parametrize("reader", ["coco", "karpathy", "caption_list", "table", "caption_folder"])
@@ -95,15 +103,20 @@ def test_check_memory(tmp_path):
 def test_train_step():
     script = load("train_step")
     given = argparse.Namespace(batch=2, steps=1, rounds=1, side=32, words=9, precision="bf16", out=None)
-    found = script.measure(given, list(script.WAYS))
-    flops = [found[way]["gflops_of_a_step"] for way in ("crossvit", "crossvit_77", "open_clip")]
-    assert flops[0] < flops[1] == pytest.approx(flops[2], rel=0.02)  # the same towers
-    for way in script.WAYS:
+    ways = ("crossvit", "crossvit_77", "raw", "open_clip")
+    found = script.measure(given, list(ways))
+    short, long, peer = (found[way]["gflops_of_a_step"] for way in ("crossvit", "crossvit_77", "open_clip"))
+    assert short < long == pytest.approx(peer, rel=0.02)  # the same towers
+    for way in ways:
         split = found[way]["split"]
         assert min(split[part] for part in ("forward", "backward", "optimizer")) > 0
         assert sum(split.values()) <= found[way]["cpu_seconds_a_step"] * 1.01
     assert found["crossvit"]["speed_over_open_clip"]["median"] > 0
-    assert script.overhead(steps=12, rounds=1)["trainer_us"]["median"] > 0
+
+
+def test_trainer_overhead():
+    found = load("train_step").overhead(steps=12, rounds=1)
+    assert found["trainer_us"]["median"] > 0 < found["by_hand_us"]["median"]
 
 
 def test_gpu(tmp_path, monkeypatch, capsys):
@@ -135,3 +148,29 @@ def test_gpu_halves_a_batch_that_does_not_fit(monkeypatch):
 
     monkeypatch.setattr(script, "measure_batch", measure)
     assert script.measure("tiny", torch.device("cpu"), 40, 1, None, []) == {"batch": 5} and tried == [40, 20, 10, 5]
+
+
+def test_scaling_counts_what_the_formula_says():
+    script = load("scaling")
+    for row in script.checked([2], "tiny", local=3, words=6, times=1, timed=[("tiny", 3)]):
+        if "model" in row:
+            assert row["cpu_seconds_a_step"] > 0
+        else:
+            assert row["carried"] == row["carried_formula"] and row["held"] == row["held_formula"], row
+
+
+def test_scaling_grows():
+    script = load("scaling")
+    task, cfg = script.task_of("tiny", "objective=itc_itm")
+    sizes = script.sizes_of(task, cfg, words=8)
+    assert sizes.parameters == sum(p.numel() for p in task.parameters() if p.requires_grad)
+    rows = {
+        (world, strategy): script.row_of(script.Formula(sizes, world, 256, "itc_itm", strategy), 0.1, 1e9)
+        for world in (1, 8, 1024)
+        for strategy in script.STRATEGIES
+    }
+    assert rows[8, "fsdp"]["held_gib"] <= rows[8, "ddp"]["held_gib"] == rows[1024, "ddp"]["held_gib"]
+    assert rows[8, "ddp"]["memory_gib"] < rows[1024, "ddp"]["memory_gib"]  # the gathered features
+    assert rows[1, "ddp"]["efficiency"] == 1 > rows[1024, "ddp"]["efficiency"]
+    cost = [script.step_cost(task, script.drawn(n, 32, 6, 20)) for n in (2, 4)]
+    assert cost[0]["flops"] < cost[1]["flops"] and cost[0]["kept_bytes"] < cost[1]["kept_bytes"]

@@ -75,7 +75,7 @@ def test_killed_in_its_midst_it_leaves_no_half_cell_and_goes_on(study, results, 
     assert "study smoke: 1 of 2 cells" in done.out
     done = job("report", *study[1:])
     assert done.code == 0, done.err
-    assert "**The grid is not complete:** random_negatives 0 of 1." in done.out
+    assert "**The grid is not complete:** not begun: random_negatives." in done.out
     assert (results / "report.md").read_text() in done.out
 
 

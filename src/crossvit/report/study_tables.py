@@ -43,13 +43,18 @@ def to_markdown(grid: Grid) -> str:
     return "".join(parts)
 
 
+def begun(grid: Grid) -> list[str]:
+    """The arms that have a cell, in the plan's order."""
+    return [arm for arm in grid.plan.arms if grid.of(arm)]
+
+
 def equal_steps(grid: Grid, metric: str) -> str:
-    """One line an arm: level, difference from the base, escape from the plateau, speed, cost."""
+    """One line an arm that has been begun: level, difference from the base, escape from the plateau, speed, cost."""
     plan, adjusted = grid.plan, grid.corrected(metric)
     header = ["arm", "seeds", "level", "minus base", "p", "Holm", f"seeds >= {percent(plan.escaped, 0)}"]
     header += [f"steps to {percent(plan.goal, 0)} in validation", "pair-passes"]
     lines = []
-    for arm in plan.arms:
+    for arm in begun(grid):
         values = list(grid.values(arm, metric).values())
         difference = None if arm == plan.base else grid.difference(arm, plan.base, metric)
         lines.append(
@@ -69,10 +74,10 @@ def equal_steps(grid: Grid, metric: str) -> str:
 
 
 def equal_compute(grid: Grid) -> str:
-    """One line an arm: the base that was given as much, and the difference from it in the primary metric."""
+    """One line an arm that has been begun: the base that was given as much, and the difference from it in the primary metric."""
     plan = grid.plan
     lines = []
-    for arm in plan.arms:
+    for arm in begun(grid):
         if arm in plan.longer:
             continue
         other = grid.matched(arm)
@@ -170,10 +175,12 @@ def _standing(grid: Grid) -> str:
     there, all_of_them = len(grid.cells), len(plan.arms) * len(plan.seeds)
     lines = [f"\n{there} of {all_of_them} cells: {len(plan.arms)} arms x {len(plan.seeds)} seeds."]
     if not grid.complete:
-        lacking = [f"{arm} {len(grid.of(arm))} of {len(plan.seeds)}" for arm in plan.arms]
-        lacking = [text for text, arm in zip(lacking, plan.arms, strict=True) if len(grid.of(arm)) < len(plan.seeds)]
+        parts = [f"{arm} {len(grid.of(arm))} of {len(plan.seeds)}" for arm in begun(grid)]
+        parts = [text for text, arm in zip(parts, begun(grid), strict=True) if len(grid.of(arm)) < len(plan.seeds)]
+        lacking = [arm for arm in plan.arms if not grid.of(arm)]
+        parts += [f"not begun: {', '.join(lacking)}"] if lacking else []
         lines.append(
-            f"**The grid is not complete:** {', '.join(lacking)}. What stands below is over the seeds that are there."
+            f"**The grid is not complete:** {'; '.join(parts)}. What stands below is over the seeds that are there."
         )
     for arm in plan.arms:
         settings: dict[str, list[int]] = {}

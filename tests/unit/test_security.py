@@ -23,6 +23,9 @@ JUDGED = {
         "subprocess.Popen",
     ): "a shell for data.shards=pipe:COMMAND, which only a user's own config holds; else a list",
     ("models/weights.py", "torch.load"): "weights_only=True",
+    ("callbacks/checkpoint.py", "torch.load"): "weights_only=True",
+    ("sharding.py", "torch.load"): "weights_only=True",
+    ("callbacks/preempted.py", "subprocess.run"): "scontrol, with the job's own number",
     ("data/devkit.py", "torch.load"): "weights_only=True",
     ("data/devkit.py", "pickle"): "the name of an exception",
 }

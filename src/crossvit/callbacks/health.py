@@ -71,9 +71,8 @@ class LossWatch(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._at = (0, 0, 0)
-        self._rows: Tensor | None = None
-        self._pending: tuple | None = None
+        self._batch: tuple[int, Tensor | None] = (0, None)
+        self._pending: tuple[Any, Tensor, Losses] | None = None
 
     def look(self, trainer: L.Trainer, pl_module: L.LightningModule, losses: Losses) -> None:
         """What a subclass makes of them."""
@@ -82,20 +81,21 @@ class LossWatch(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._at = (trainer.global_step, trainer.current_epoch, batch_idx)
-        self._rows = getattr(batch, "index", None)
+        self._batch = (batch_idx, getattr(batch, "index", None))
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         found = pl_module.step_losses
-        names, values = list(found), torch.stack([value.detach().float() for value in found.values()])
-        if not values.is_cuda:
-            self.look(trainer, pl_module, _losses(self._at, names, values, self._rows))
+        batch, rows = self._batch
+        losses = Losses(trainer.global_step, trainer.current_epoch, batch, {}, rows)
+        if not loss.is_cuda:
+            self.look(trainer, pl_module, losses._replace(values={name: value.item() for name, value in found.items()}))
             return
         self._settle(trainer, pl_module)
+        values = torch.stack([value.detach().float() for value in found.values()])
         copied, arrived = torch.empty(values.shape, pin_memory=True), torch.cuda.Event()
         copied.copy_(values, non_blocking=True)
         arrived.record()
-        self._pending = (arrived, self._at, names, copied, self._rows)
+        self._pending = (arrived, copied, losses._replace(values=dict.fromkeys(found, 0.0)))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._settle(trainer, pl_module)
@@ -106,10 +106,7 @@ class LossWatch(L.Callback):
     def _settle(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
-            arrived, *rest = pending
+            arrived, copied, losses = pending
             arrived.synchronize()
-            self.look(trainer, pl_module, _losses(*rest))
-
-
-def _losses(at: tuple[int, int, int], names: list[str], values: Tensor, rows: Tensor | None) -> Losses:
-    return Losses(*at, dict(zip(names, values.tolist(), strict=True)), rows)
+            values = dict(zip(losses.values, copied.tolist(), strict=True))
+            self.look(trainer, pl_module, losses._replace(values=values))

@@ -76,7 +76,7 @@ def in_training(root, but: list[str]) -> str | None:
     return None
 
 
-def wait_for(condition, process: subprocess.Popen, log, seconds: float = 400):
+def wait_for(condition, process: subprocess.Popen, log, seconds: float = 600):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert process.poll() is None and time.monotonic() < end, log.read_text()
@@ -95,7 +95,7 @@ def test_a_sweep_of_four_of_which_two_are_preempted_equals_local_runs(node, star
         job = wait_for(lambda: in_training(root, but=preempted), sweep, log)
         subprocess.run([*ways[len(preempted)], job], env=node, check=True)
         preempted.append(job)
-    assert sweep.wait(500) == 0, log.read_text()
+    assert sweep.wait(900) == 0, log.read_text()
     assert "sweep seed-" in log.read_text() and "4 finished" in log.read_text()
     logs = {path.parent.name: path.read_text() for path in root.glob("runs/slurm/*/*_log.err")}
     assert len(logs) == 4
@@ -110,7 +110,7 @@ def test_a_sweep_of_four_of_which_two_are_preempted_equals_local_runs(node, star
         assert len({path.name.rpartition("-")[2] for path in folder.glob("offline-run-*")}) == 1
 
     local = start("-m", "seed=0,1,2,3", *IMAGENET, "logger=none", root="local")
-    assert local.wait(500) == 0, (tmp_path / "local.out").read_text()
+    assert local.wait(900) == 0, (tmp_path / "local.out").read_text()
     assert len(finished(root)) == 4
     assert_equal(finished(root), finished(tmp_path / "local"))
 

@@ -1,9 +1,9 @@
 """Memory and time of the contrastive loss over a large global batch: tiled, with the whole matrix, and as open_clip computes it.
 
-    python benchmarks/contrastive_memory.py [--sizes 4096 16384] [--width 512] [--ranks 1] [--tile 256] [--kinds tiled whole open_clip]
+    python benchmarks/contrastive_memory.py [--sizes 4096 16384] [--ranks 1] [--tile 256] [--kinds tiled whole open_clip] [--out FILE]
 
-Prints one json object. Each figure is from a process of its own (gloo processes on this machine for --ranks 2), one thread each: the growth of
-its peak resident memory over what it held before the loss, and its processor time, forward and backward on embeddings that are there already.
+Prints one json object. Each figure is from a process of its own (gloo processes on this machine for --ranks 2), one thread each: the growth
+of its peak resident memory over what it held before the loss, and its processor time, forward and backward on embeddings that are there.
 open_clip runs its ClipLoss, between ranks with local_loss and gather_with_grad. A loss over several ranks is the average of theirs.
 """
 
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--out", type=Path, help="file for the json as well")
     asked = parser.parse_args()
     rows = [measure(kind, size, asked.width, asked.ranks, asked.tile) for size in asked.sizes for kind in asked.kinds]
     for row in rows:
@@ -109,12 +110,19 @@ def main() -> None:
         if peer:
             row["memory_over_open_clip"] = round(row["peak_mib"] / peer["peak_mib"], 3)
             row["time_over_open_clip"] = round(row["cpu_seconds"] / peer["cpu_seconds"], 3)
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    print(
-        json.dumps(
-            {"command": sys.argv[1:], **versions, "width": asked.width, "tile": asked.tile, "rows": rows}, indent=1
-        )
-    )
+    report = {
+        "rows": rows,
+        "width": asked.width,
+        "tile": asked.tile,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "machine": platform.machine(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/evaluation.py [--images 1250 2500 5000] [--captions 5] [--width 512] [--threads 1] [--pairs 20000] [--out FILE]
 
-Prints one json object. `retrieval`: both directions of `embedding_retrieval` among so many pictures with --captions captions each. `one
-caption`: the same with one caption a picture, which is what `open_clip_train.train.get_clip_metrics` can do, and that, in turns. Each figure
-is from a process of its own: processor seconds, and how far its peak resident memory grew over what it held before, the embeddings included.
+Prints one json object. `retrieval`: both directions of `embedding_retrieval` among so many pictures with --captions captions each.
+`one_caption`: the same with one caption a picture, which is what `open_clip_train.train.get_clip_metrics` can do, and that, in turns. Each
+figure is from a process of its own: processor seconds, and how far its peak resident memory grew over what it held before, the embeddings
+among that.
 The fused score is that of model=tiny, untrained, on captions of 16 words. Embeddings are drawn.
 """
 
@@ -23,6 +24,7 @@ import torch
 from crossvit.config import compose
 from crossvit.evaluation.subject import PAIRS_PER_CALL, take
 from crossvit.metrics import ImageTextPairs, embedding_retrieval
+from crossvit.metrics.pairs import IMAGE_TO_TEXT
 from crossvit.stages.build import build_model
 
 
@@ -53,7 +55,7 @@ def open_clip_retrieval(images: int, captions: int, width: int) -> dict:
         "cpu_seconds": round(time.process_time() - busy, 2),
         "peak_rss_mib_before": before,
         "peak_rss_mib": peak_mebibytes(),
-        "acc@1": {"image_to_text": round(float(found["image_to_text_R@1"]), 4)},
+        "acc@1": {IMAGE_TO_TEXT: round(float(found["image_to_text_R@1"]), 4)},
     }
 
 
@@ -132,7 +134,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         images, captions, width, threads = map(int, sys.argv[3:])
         torch.set_num_threads(threads)
-        print(json.dumps({"retrieval": retrieval, "open_clip_retrieval": open_clip_retrieval}[sys.argv[2]](images, captions, width)))
+        kinds = {"retrieval": retrieval, "open_clip_retrieval": open_clip_retrieval}
+        print(json.dumps(kinds[sys.argv[2]](images, captions, width)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[1250, 2500, 5000])
@@ -147,7 +150,10 @@ def main() -> None:
         "retrieval": [alone("retrieval", n, given.captions, given.width, given.threads) for n in given.images],
         "fused": fused(given.pairs),
         "threads": given.threads,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "open_clip_torch": version("open_clip_torch")},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "open_clip_torch")},
+        },
         "machine": platform.machine(),
         "command": " ".join(["python", *sys.argv]),
     }

@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--rounds 3] [--no-peers] [--out FILE]
 
-Prints one json object: processor seconds (user and system) and seconds by the clock, of each the median of the rounds, taken in turn, and the
-least.
+Prints one json object: processor seconds (user and system) and seconds by the clock, of each the median and the least of the rounds, in
+which all take turns.
 
     help, config    train --help and train --cfg job, and whether they load torch
     debug           train debug=fast in an empty folder: its corpus is made, and three stages take two steps each
@@ -42,7 +42,7 @@ def timed(command: list[str], root: Path) -> dict[str, float]:
 
 def imports_torch(arguments: list[str]) -> bool:
     """Whether this command line loads torch before it answers."""
-    text = "import sys, runpy\nsys.argv = ['crossvit', *%r]\ntry:\n    runpy.run_module('crossvit', run_name='__main__')\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules)"
+    text = "import sys; from crossvit.cli import main; main(%r); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", text % (arguments,)], capture_output=True, text=True)
     return done.stdout.splitlines()[-1] == "True"
 
@@ -122,7 +122,7 @@ def main() -> None:
     report = {
         "figures": found,
         "rounds": given.rounds,
-        "load_average": os.getloadavg()[0],  # of the last minute, over how many cores: seconds by the clock depend on it
+        "load_average": os.getloadavg()[0],  # processes that wanted the cores, which seconds by the clock depend on
         "cores": os.cpu_count(),
         "versions": {"python": platform.python_version()},
         "machine": platform.machine(),

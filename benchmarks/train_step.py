@@ -13,11 +13,11 @@ clipping, autocast. Pictures and captions are drawn once, in memory; a caption h
     raw             the steps of `crossvit` in a loop by hand over the same task
     open_clip       open_clip_train.train.train_one_epoch with open_clip's model, loss and AdamW as its main sets them up
 
-The ways take turns, each --steps steps, the first step of a turn not counted. Prints one json object: processor seconds of a step (median of
-the turns), samples a second, the ratio to open_clip (median and range over the rounds), what a step consists of, FLOPs of a step, and the
-peak resident memory of a process of its own. One thread.
+The ways take turns, each --steps steps, the first step of a turn not counted. Prints one json object: processor seconds of a step (median
+of the turns), samples a second, the ratio to open_clip (median and range over the rounds), what a step consists of, FLOPs of a step, and
+the peak resident memory of a process of its own. One thread.
 
---overhead: a step of a Task of one linear layer that logs 12 figures, under lightning.Trainer with the default callbacks, and in a loop by hand.
+--overhead: a step of a Task of one linear layer that logs 12 figures, under lightning.Trainer with the default callbacks and by hand.
 """
 
 import argparse

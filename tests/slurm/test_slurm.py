@@ -21,7 +21,6 @@ pytestmark = [
 ]
 SMOKE = ["experiment=smoke", "callbacks=quiet", "paths.run_dir=${paths.runs}/${command}/${run_name}"]
 IMAGENET = [*SMOKE, "stage=imagenet", "trainer.max_epochs=60"]  # 180 steps
-CHECKPOINTS = ["callbacks.checkpoint.every_n_epochs=null", "callbacks.checkpoint.every_n_train_steps=1"]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,7 @@ def test_a_sweep_of_four_of_which_two_are_preempted_equals_local_runs(node, star
     """One is put back into the queue by SLURM, one gets the warning that comes before its time is up."""
     log, root = tmp_path / "slurm.out", tmp_path / "slurm"
     words = ["-m", "seed=0,1,2,3", *IMAGENET, "logger=wandb", "logger.wandb.offline=true"]
-    sweep = start(*words, *CHECKPOINTS, "cluster=slurm", root="slurm")
+    sweep = start(*words, "cluster=slurm", root="slurm")
     ways = [["scontrol", "requeue"], ["scancel", "--signal=USR2"]]
     preempted: list[str] = []
     while len(preempted) < len(ways):

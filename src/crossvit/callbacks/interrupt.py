@@ -1,5 +1,6 @@
 """Signals that ask a training to end: nothing that was trained is lost."""
 
+import os
 import signal
 import threading
 import time
@@ -10,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from crossvit.callbacks.checkpoint import StageCheckpoint, at_rest
@@ -35,8 +35,10 @@ class Interrupt(L.Callback):
     Python raises KeyboardInterrupt wherever the program stands. In a finaliser or a callback of the C++ side it is printed and forgotten,
     and the training goes on; here a signal is noted and never lost.
 
-    Under SLURM only Ctrl-C is taken: Lightning and submitit have handlers of their own there, which put the job into the queue again.
+    A job of SLURM has `Preempted` in its place (callbacks/preempted.py).
     """
+
+    signals = SIGNALS
 
     def __init__(self) -> None:
         self._asked = 0
@@ -46,7 +48,7 @@ class Interrupt(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # after Lightning has put in handlers of its own
-        self._before = _install(self._ask, (signal.SIGINT,) if SLURMEnvironment.detect() else SIGNALS)
+        self._before = _install(self._ask, self.signals)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if at_rest(trainer):
@@ -92,7 +94,10 @@ class Interrupt(L.Callback):
         if number:
             if isinstance(trainer.checkpoint_callback, StageCheckpoint):
                 trainer.checkpoint_callback.save(trainer)
-            raise Stopped(number)
+            self._end(trainer, number)
+
+    def _end(self, trainer: L.Trainer, number: int) -> None:
+        raise Stopped(number)
 
     def _put_back(self) -> None:
         before, self._before = self._before, {}
@@ -106,7 +111,7 @@ def handing_on(trainer: L.Trainer) -> Iterator[None]:
     Does nothing for a trainer that works in this process.
     """
     launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _MultiProcessingLauncher) or SLURMEnvironment.detect():
+    if not isinstance(launcher, _MultiProcessingLauncher) or "SLURM_JOB_ID" in os.environ:
         yield
         return
     asked: list[int] = []

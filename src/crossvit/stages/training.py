@@ -42,13 +42,13 @@ def build_trainer(cfg: DictConfig, directory: Path):
     if cfg.callbacks.get("progress_bar") is None:
         settings["enable_progress_bar"] = False  # else Lightning puts a bar of its own in the place of the one left out
     callbacks = [make(node, CALLBACK) for node in cfg.callbacks.values() if node is not None]
-    callbacks += [Preempted()] if "SLURM_JOB_ID" in os.environ else []
+    interrupt = Preempted() if "SLURM_JOB_ID" in os.environ else Interrupt()
     loggers = [make(node, LOGGER) for node in cfg.logger.values() if node is not None]
     try:
         trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
-            callbacks=[Resume(), StepCount(), *callbacks, RankWatch(cfg.collective_timeout), Interrupt()],
+            callbacks=[Resume(), StepCount(), *callbacks, RankWatch(cfg.collective_timeout), interrupt],
             plugins=[WholeFile(), place.environment],
             logger=loggers,
             use_distributed_sampler=False,

@@ -144,12 +144,3 @@ def test_the_handlers_are_put_back(tmp_path):
     step = Step(times=0)
     fit(step, tmp_path)
     assert step.steps == 8
-
-
-def test_under_slurm_its_handlers_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(interrupt.SLURMEnvironment, "detect", staticmethod(lambda: True))
-    callback = Interrupt()
-    callback.on_train_start(None, None)
-    assert signal.getsignal(signal.SIGINT) == callback._ask
-    assert all(signal.getsignal(number) != callback._ask for number in (signal.SIGTERM, signal.SIGUSR1))
-    callback.on_train_end(None, None)

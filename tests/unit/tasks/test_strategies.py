@@ -70,13 +70,19 @@ def build(case: str) -> CrossModalTask:
     return CrossModalTask(cross_vit(), built, optimizer=adam, schedule=cosine, seed=3, **settings)
 
 
-class SaveAtTwo(L.Callback):
+class Watch(L.Callback):
+    """Saves a checkpoint after the second step, where `path` says so, and notes how many weights this process holds in training."""
+
     def __init__(self, path: str | None) -> None:
         self.path = path
+        self.held = 0
 
     def on_train_batch_end(self, trainer, *args) -> None:
         if self.path and trainer.global_step == 2:
             trainer.save_checkpoint(self.path, weights_only=False)
+
+    def on_train_end(self, trainer, task) -> None:
+        self.held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in task.model.parameters())
 
 
 class Data(L.LightningDataModule):
@@ -97,14 +103,14 @@ class Data(L.LightningDataModule):
 def train(case: str, rank: int = 0, world: int = 1, strategy: str | None = None, **settings) -> dict:
     """What one process knows after training. settings: of the trainer, and `resume` or `save`, a file."""
     resume, save = settings.pop("resume", None), settings.pop("save", None)
-    task, logger = build(case), Rows()
+    task, logger, watch = build(case), Rows(), Watch(save)
     if strategy:
         plugins = [TorchElasticEnvironment()]
         settings |= {"strategy": STRATEGIES[strategy](), "devices": world, "plugins": plugins}
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=STEPS,
-        callbacks=[SaveAtTwo(save)],
+        callbacks=[watch],
         logger=logger,
         log_every_n_steps=1,
         num_sanity_val_steps=1,
@@ -118,7 +124,7 @@ def train(case: str, rank: int = 0, world: int = 1, strategy: str | None = None,
     found = {
         "weights": task.export(),
         "sharded": is_sharded(task),
-        "held": sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in task.model.parameters()),
+        "held": watch.held,
         "loss": [row["train/loss"] for row in logger.rows if "train/loss" in row],
         "gradient": [row["train/itm/gradient"] for row in logger.rows if "train/itm/gradient" in row],
         "accuracy": float(trainer.callback_metrics["val/accuracy"]),

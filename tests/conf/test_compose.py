@@ -10,9 +10,11 @@ from omegaconf import OmegaConf
 
 from crossvit.config import chain_configs, check_signatures, compose, config_directory, group_options, validate
 from crossvit.config.targets import SPECIAL, _own_signature, target_nodes
+from crossvit.config.validate import SHARDED
 from crossvit.errors import UserError
 from crossvit.help import config_groups
 from crossvit.report.study import Plan
+from crossvit.sharding import ShardedStrategy
 from crossvit.stages.build import make
 
 CONF = config_directory()
@@ -141,6 +143,8 @@ def test_trainer_takes_its_settings(option, tmp_path):
     assert settings.pop("_target_") == "lightning.Trainer"
     if settings["accelerator"] == "gpu" and not torch.cuda.is_available():
         settings.update(accelerator="cpu", devices=1, strategy="auto")
+    if settings["strategy"] == SHARDED:
+        settings["strategy"] = ShardedStrategy()
     L.Trainer(**settings, logger=False, default_root_dir=str(tmp_path))
 
 

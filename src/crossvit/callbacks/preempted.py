@@ -21,8 +21,8 @@ class Preempted(Interrupt):
     """`Interrupt` within a job of SLURM, for the signals that SLURM sends.
 
     A warning puts the job back into the queue once the checkpoint is written and the loggers are closed: by submitit's handler where
-    submitit has sent the job, else from here. SIGTERM means that SLURM has decided already, and reaches wandb's own process too: this one leaves at
-    once, before a lost connection looks like a failure of the job.
+    submitit has sent the job, else from here. SIGTERM means that SLURM has decided already, and reaches wandb's own process too: this one
+    leaves at once, before a lost connection looks like a failure of the job.
     """
 
     signals = (*SIGNALS, signal.SIGUSR2)

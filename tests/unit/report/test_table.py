@@ -168,7 +168,7 @@ def test_files_hold_every_cell(tmp_path):
 def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
     Table(CHAIN).write(tmp_path)
     before = (tmp_path / "table.json").read_bytes()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk")))
     with pytest.raises(OSError, match="disk"):
         Table(CHAIN[:1]).to_json(tmp_path / "table.json")
     assert (tmp_path / "table.json").read_bytes() == before

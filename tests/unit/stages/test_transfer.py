@@ -57,7 +57,7 @@ def test_every_start_and_seed(given, monkeypatch):
     stored = {name: SimpleNamespace(name=name) for name in ("imagenet", "coco")}
     links = [SimpleNamespace(config=SimpleNamespace(name=name), stored=stored[name]) for name in stored]
     monkeypatch.setattr(
-        transfer, "ensure", lambda config, data, parent: SimpleNamespace(stored=parent, seed=config.cfg.seed)
+        transfer, "ensure", lambda config, data, parent, ranks: SimpleNamespace(stored=parent, seed=config.cfg.seed)
     )
     done = run_transfers(plan, links)
     assert [link.stored for link in done] == [None, *stored.values()] * 2

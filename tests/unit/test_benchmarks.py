@@ -22,8 +22,8 @@ def test_evaluation():
     script = load("evaluation")
     found = script.retrieval(images=20, captions=2, width=8)
     assert (found["images"], found["texts"]) == (20, 40) and found["peak_rss_mib"] >= found["peak_rss_mib_before"] > 0
-    assert script.open_clip_retrieval(20, 1, 8)["acc@1"]["image_to_text"] == pytest.approx(
-        script.retrieval(20, 1, 8)["acc@1"]["image_to_text"], abs=1e-4
+    assert script.open_clip_retrieval(20, 1, 8)["acc@1"]["image->text"] == pytest.approx(
+        script.retrieval(20, 1, 8)["acc@1"]["image->text"], abs=1e-4
     )
     assert script.fused(30)["pairs_per_second"] > 0
 

@@ -71,18 +71,16 @@ def build(case: str) -> CrossModalTask:
 
 
 class Watch(L.Callback):
-    """Saves a checkpoint after the second step, where `path` says so, and notes how many weights this process holds in training."""
+    """Saves a checkpoint after the second step, where `path` says so, and notes how many weights this process holds between steps."""
 
     def __init__(self, path: str | None) -> None:
         self.path = path
         self.held = 0
 
-    def on_train_batch_end(self, trainer, *args) -> None:
+    def on_train_batch_end(self, trainer, task, *args) -> None:
+        self.held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in task.model.parameters())
         if self.path and trainer.global_step == 2:
             trainer.save_checkpoint(self.path, weights_only=False)
-
-    def on_train_end(self, trainer, task) -> None:
-        self.held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in task.model.parameters())
 
 
 class Data(L.LightningDataModule):

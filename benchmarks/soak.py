@@ -46,7 +46,8 @@ FIGURES = {
     "cpu_ms_per_step": "processor time of a training step (ms)",
     "step_over_reference": "training step over a fixed computation (times)",
 }
-WARM_UP = 0.1  # share of the time whose rounds are left out of the fit: what is loaded at first use is loaded by then
+WARM_UP = 0.1  # share of the time whose rounds are left out of the fit, and how many rounds at the least: what is loaded at first use is
+WARM_UP_ROUNDS = 5  # loaded by then, and the memory that was asked for and given back in pieces has found its size
 
 
 class Stop:
@@ -196,9 +197,12 @@ def slope(hours: np.ndarray, values: np.ndarray) -> dict:
     }
 
 
-def fits(rounds: list[dict], seconds: float) -> dict[str, dict]:
-    """`slope` of every figure over the rounds behind the warm-up."""
-    kept = [row for row in rounds if row["seconds"] >= WARM_UP * seconds]
+def behind_warm_up(rounds: list[dict], seconds: float) -> list[dict]:
+    return [row for row in rounds[WARM_UP_ROUNDS:] if row["seconds"] >= WARM_UP * seconds]
+
+
+def fits(kept: list[dict]) -> dict[str, dict]:
+    """`slope` of every figure over these rounds."""
     hours = np.array([row["seconds"] for row in kept]) / 3600
     return {name: slope(hours, np.array([row[name] for row in kept], dtype=float)) for name in FIGURES}
 
@@ -216,7 +220,8 @@ def plot(record: dict, path: Path) -> None:
         if samples and name in samples[0]:
             axis.plot([s["seconds"] / 3600 for s in samples], [s[name] for s in samples], color="0.8", linewidth=0.8)
         axis.plot([r["seconds"] / 3600 for r in rounds], [r[name] for r in rounds], ".", markersize=3)
-        axis.axvspan(0, WARM_UP * record["asked"]["minutes"] / 60, color="0.95", zorder=0)
+        kept = behind_warm_up(rounds, 60 * record["asked"]["minutes"])
+        axis.axvspan(0, rounds[len(rounds) - len(kept) - 1]["seconds"] / 3600 if kept else 0, color="0.95", zorder=0)
         fit = record["fits"][name]
         text = "too few rounds for a slope"
         if fit["per_hour"] is not None:
@@ -238,14 +243,12 @@ def soak(minutes: float, root: Path, overrides: list[str], every: float, write, 
             while time.monotonic() - started < 60 * minutes:
                 row = one_round(len(record["rounds"]), root, overrides)
                 record["rounds"].append({"seconds": round(time.monotonic() - started, 1), **row})
-                record["fits"] = fits(record["rounds"], 60 * minutes)
                 write(record)
         record["ended"] = "the time was over"
     except KeyboardInterrupt:
         record["ended"] = "stopped"
     except Exception as error:
         record["ended"] = "stopped" if stop.asked else f"failed: {error}"
-    record["fits"] = fits(record["rounds"], 60 * minutes)
     write(record)
     return record
 
@@ -265,6 +268,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("soak.json"))
     parser.add_argument("--root", type=Path, help="where the rounds work; a temporary folder otherwise")
     parser.add_argument("--overrides", nargs="*", default=[], help="of the pipeline, e.g. trainer.max_epochs=3")
+    parser.add_argument("--refit", type=Path, help="only fit and plot the samples of this json again")
     asked = parser.parse_args()
     os.environ.setdefault("WANDB_MODE", "offline")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -276,7 +280,17 @@ def main() -> int:
     about |= {"machine": machine(), "threads": torch.get_num_threads(), "asked": given}
 
     def write(record: dict) -> None:
+        seconds = 60 * (about | record)["asked"]["minutes"]
+        record["fits"] = fits(behind_warm_up(record["rounds"], seconds))
+        record["fits_with_warm_up"] = fits(record["rounds"])
         write_atomically(asked.out, f"{json.dumps(about | record, indent=1)}\n".encode())
+
+    if asked.refit is not None:
+        about = json.loads(asked.refit.read_text())
+        write(about)
+        plot(about, asked.out.with_suffix(".png"))
+        print(json.dumps({name: about[name] for name in ("fits", "fits_with_warm_up")}, indent=1))
+        return 0
 
     with tempfile.TemporaryDirectory() as temporary:
         root = asked.root or Path(temporary)

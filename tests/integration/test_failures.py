@@ -65,6 +65,7 @@ def test_a_loss_that_is_not_finite(vlr, job, tmp_path):
     assert finished(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed(vlr, start, tmp_path):
     """As the system does where memory runs out."""
     first = start(*vlr, "data.num_workers=1", "trainer.max_epochs=500", "callbacks.checkpoint.every_n_epochs=1")
@@ -118,6 +119,7 @@ def test_a_disk_that_is_full_under_wandb_is_told_before_training(vlr, job, tmp_p
     assert finished(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_under_wandb_does_not_end_the_training(vlr, job, tmp_path, full_disk):
     leave(full_disk, 20 * 1024)
     done = job(

@@ -100,6 +100,7 @@ def test_check_memory(tmp_path):
     assert (found["pictures"], found["captions"]) == (30, 60)
 
 
+@pytest.mark.slow
 def test_train_step():
     script = load("train_step")
     given = argparse.Namespace(batch=2, steps=1, rounds=1, side=32, words=9, precision="bf16", out=None)
@@ -150,6 +151,7 @@ def test_gpu_halves_a_batch_that_does_not_fit(monkeypatch):
     assert script.measure("tiny", torch.device("cpu"), 40, 1, None, []) == {"batch": 5} and tried == [40, 20, 10, 5]
 
 
+@pytest.mark.slow
 def test_scaling_counts_what_the_formula_says():
     script = load("scaling")
     for row in script.checked([2], "tiny", local=3, words=6, times=1, timed=[("tiny", 3)]):

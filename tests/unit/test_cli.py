@@ -317,6 +317,7 @@ class TestSweep:
 class TestSweepRecord:
     """What the jobs of a sweep leave behind, and what of it `crossvit sweep` shows."""
 
+    @pytest.mark.slow
     def test_a_sweep_that_is_cut_off_and_started_again(self, crossvit, train, tmp_path):
         from crossvit.sweeps import Sweep
 

@@ -5,6 +5,7 @@ munge bring the programs; nothing of their installed configuration is touched, a
 """
 
 import contextlib
+import ctypes
 import getpass
 import os
 import secrets
@@ -70,7 +71,11 @@ def one_node() -> Iterator[dict[str, str]]:
 
     def start(*command: str) -> None:
         log = (folder / f"{command[0]}.out").open("wb")
-        started.append(subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True))
+        started.append(
+            subprocess.Popen(
+                command, env=variables, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_the_parent
+            )
+        )
 
     def answers(*command: str) -> str | None:
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
@@ -91,6 +96,10 @@ def one_node() -> Iterator[dict[str, str]]:
         for process in reversed(started):
             _end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_with_the_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _configure(folder: Path) -> None:

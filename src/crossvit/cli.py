@@ -177,7 +177,9 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
         if _reported(error):
             raise
         raise UserError(explain(error, args.config_name or command, args.overrides, args.config_dir)) from error
-    except RuntimeError as error:  # a launcher or a sweeper that comes with an extra
+    except RuntimeError as error:  # a launcher or a sweeper that comes with an extra, or sbatch takes no job
+        if refusal := [line for line in str(error).splitlines() if line.startswith("sbatch: ")]:
+            raise UserError(f"cluster=slurm: {refusal[-1]}; sinfo says whether SLURM answers here") from None
         extra = next(
             (name for plugin, name in PLUGINS.items() if f"class : 'hydra_plugins.{plugin}." in str(error)), None
         )

@@ -307,6 +307,20 @@ class TestSweep:
         assert [cfg.seed for cfg in train.seen] == [0, 1, 2]
         assert err.count("crossvit: error: seed 1 is unlucky") == 1
 
+    def test_a_job_that_sbatch_refuses(self, crossvit, train, tmp_path, monkeypatch):
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+        for name in ("sbatch", "srun"):
+            (tmp_path / name).write_text(
+                "#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n"
+            )
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        code, _, err = crossvit("train", "cluster=slurm", "cluster.partition=gpu")
+        assert code == 2
+        assert "crossvit: error: cluster=slurm: sbatch: error: invalid partition specified: gpu; sinfo says" in err
+        assert "Traceback" not in err
+        assert not train.seen
+
     def test_a_misspelt_key_stops_it_before_the_first_job(self, crossvit, train):
         code, _, err = crossvit("train", "-m", "seed=0,1", "optimizer.lrr=3")
         assert code == 2

@@ -64,6 +64,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+_asked: list[int] = []
+"""The signals that have asked this command to end."""
+
+
 @contextmanager
 def _signals() -> Iterator[None]:
     """SIGTERM and SIGUSR1 raise `Stopped` where nobody else answers them; a training does (`callbacks/interrupt.py`).
@@ -74,7 +78,10 @@ def _signals() -> Iterator[None]:
     if "SLURM_JOB_ID" in os.environ or threading.current_thread() is not threading.main_thread():
         numbers = ()
 
+    _asked.clear()
+
     def stop(number: int, frame: Any) -> None:
+        _asked.append(number)
         raise Stopped(number)
 
     free = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
@@ -82,6 +89,8 @@ def _signals() -> Iterator[None]:
         signal.signal(number, stop)
     try:
         yield
+        if _asked:  # raised where Python drops what is raised, e.g. while an object is taken down
+            raise Stopped(_asked[0])
     finally:
         for number in free:
             signal.signal(number, signal.SIG_DFL)
@@ -265,6 +274,8 @@ class Job:
                 raise KeyboardInterrupt from None
             raise
         except Exception as error:
+            if _asked:  # a library has made an error of its own of what a signal raised in it
+                raise Stopped(_asked[0]) from None
             _report(error, everywhere=training)
             if multirun:
                 raise error from None

@@ -1,4 +1,4 @@
-"""Importing lightning in two thirds of its time.
+"""Importing lightning in half of its time.
 
 torchmetrics, which lightning imports, imports transformers, scipy and matplotlib where they are installed, for figures that no command asks
 for (BERTScore, FID, `Metric.plot`): two seconds of every start. Python's garbage collector walks through all that has been imported again

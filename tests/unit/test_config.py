@@ -4,13 +4,14 @@ import importlib
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
 from crossvit.config import chain_configs, check_signatures, compose, storable, validate
 from crossvit.config.chain import is_stage_scoped
-from crossvit.config.compose import package_file
+from crossvit.config.compose import config_directory, package_file
 from crossvit.config.explain import suggest
 from crossvit.config.targets import check_own_targets
 from crossvit.errors import UserError
@@ -390,6 +391,15 @@ class TestChain:
     )
     def test_shared_by_all_stages(self, override):
         assert not is_stage_scoped(override)
+
+    def test_one_start_of_hydra_composes_them_once(self):
+        found = []
+        for _ in range(2):
+            with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+                found += [chain_configs(["seed=3"])[-1].cfg for _ in range(2)]
+                assert chain_configs(["seed=4"])[-1].cfg.seed == 4
+        assert found[0] is found[1] and found[2] is found[3] and found[1] is not found[2]
+        assert chain_configs(["seed=3"])[-1].cfg is not chain_configs(["seed=3"])[-1].cfg
 
 
 class TestArm:

@@ -13,9 +13,9 @@ clipping, autocast. Pictures and captions are drawn once, in memory; a caption h
     raw             the steps of `crossvit` in a loop by hand over the same task
     open_clip       open_clip_train.train.train_one_epoch with open_clip's model, loss and AdamW as its main sets them up
 
-The ways take turns, each --steps steps, the first step of a turn not counted. Prints one json object: processor seconds of a step (median
-of the turns), samples a second, the ratio to open_clip (median and range over the rounds), what a step consists of, FLOPs of a step, and
-the peak resident memory of a process of its own. One thread.
+The ways take turns, each --steps steps behind two that are not counted (a new optimiser makes its state in them). Prints one json object:
+processor seconds of a step (median of the turns), samples a second, the ratio to open_clip (median and range over the rounds), what a step
+consists of, FLOPs of a step, and the peak resident memory of a process of its own. One thread.
 
 --overhead: a step of a Task of one linear layer that logs 12 figures, under lightning.Trainer with the default callbacks and by hand.
 """
@@ -43,6 +43,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 WAYS = ("crossvit", "crossvit_77", "crossvit_plain", "raw", "open_clip")
 CONTEXT = 77
+WARM_UP = 2  # steps at the beginning of a turn
 PRECISIONS = {"bf16": ("bf16-mixed", "amp_bf16"), "fp32": ("32", "fp32")}
 OPEN_CLIP = {
     "embed_dim": 256,
@@ -116,14 +117,14 @@ class Watch:
         self.hook.remove()
 
     def steps(self) -> list[dict[str, float]]:
-        """Seconds of each part in each step but the first."""
+        """Seconds of each part in each step but the first two."""
         found: list[dict[str, float]] = []
         for (name, started), (_, ended) in zip(self.marks, self.marks[1:], strict=False):
             if name == "request":
                 found.append(dict.fromkeys(PARTS, 0.0))
             part = {"request": "data", "batch": "forward"}.get(name, name)
             found[-1][part] += ended - started
-        return found[1:]
+        return found[WARM_UP:]
 
 
 class Crossvit:
@@ -256,7 +257,7 @@ def drawn(given) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The batches of a turn: pictures, and tokens that end in the highest number, CLIP's end of text, and are padded with zeros to 77."""
     generator = torch.Generator().manual_seed(0)
     found = []
-    for _ in range(given.steps + 1):
+    for _ in range(given.steps + WARM_UP):
         images = torch.randn(given.batch, 3, given.side, given.side, generator=generator)
         tokens = torch.zeros(given.batch, CONTEXT, dtype=torch.long)
         lengths = torch.randint(min(8, given.words), given.words + 1, (given.batch,), generator=generator)

@@ -9,12 +9,13 @@ that training holds too, and the most that the check and the search hold (Linux 
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from keeping import keep  # beside this file
 
 
 def main() -> None:
@@ -42,10 +43,8 @@ def main() -> None:
             2**20 * (sizes[1]["check_mib"] - sizes[0]["check_mib"]) / (0.9 * sizes[1]["captions"])
         ),
         "workers": given.workers,
-        "python": platform.python_version(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    print(json.dumps(report, indent=2))
+    keep(report)
 
 
 def measure(root: Path, workers: int) -> dict:

@@ -14,13 +14,14 @@ import csv
 import io
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from keeping import keep  # beside this file
 
 WORDS = "a man woman dog cat sits stands on near the table street red blue with two people riding large small"
 PER_CLASS = {
@@ -64,10 +65,8 @@ def main() -> None:
         "workers": given.workers,
         "batch_size": given.batch_size,
         **measured,
-        "python": platform.python_version(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    print(json.dumps(report, indent=2))
+    keep(report)
 
 
 def measure(root: Path, given: argparse.Namespace) -> dict:

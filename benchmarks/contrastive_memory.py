@@ -9,7 +9,6 @@ open_clip runs its ClipLoss, between ranks with local_loss and gather_with_grad.
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from keeping import add_out, keep  # beside this file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--out", type=Path, help="file for the json as well")
+    add_out(parser)
     asked = parser.parse_args()
     rows = [measure(kind, size, asked.width, asked.ranks, asked.tile) for size in asked.sizes for kind in asked.kinds]
     for row in rows:
@@ -114,15 +114,8 @@ def main() -> None:
         "rows": rows,
         "width": asked.width,
         "tile": asked.tile,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "machine": platform.machine(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(text + "\n")
+    keep(report, asked.out)
 
 
 if __name__ == "__main__":

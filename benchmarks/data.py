@@ -15,19 +15,17 @@ The pictures are the JPEG files below --pictures, or drawn ones, scaled (short s
 import argparse
 import csv
 import json
-import platform
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from keeping import add_out, keep  # beside this file
 from PIL import Image, ImageFilter, ImageOps
 
 SCALE = (0.5, 1.0)
@@ -42,7 +40,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder with JPEG photographs; without it pictures are drawn")
     for name, value in (("rounds", 5), ("samples", 480), ("size", 224)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--out", type=Path, help="file for the json as well")
+    add_out(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +48,6 @@ def main() -> None:
         for kind, shrink in (("short_side_256", short_side_256), ("500x375", fixed)):
             write(Path(folder) / kind, given.pictures, shrink, given.samples)
             figures[kind] = measure(Path(folder) / kind, given.size, given.rounds)
-    packages = ("torch", "torchvision", "open_clip_torch", "pillow", "numpy")
     report = {
         "figures": figures,
         "samples": given.samples,
@@ -60,15 +57,8 @@ def main() -> None:
         "scale": SCALE,
         "threads": 1,
         "pictures": "photographs" if given.pictures else "drawn",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": platform.machine(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
+    keep(report, given.out, ("torch", "torchvision", "open_clip_torch", "pillow", "numpy"))
 
 
 def measure(root: Path, size: int, rounds: int) -> dict[str, dict[str, float]]:

@@ -11,15 +11,13 @@ The fused score is that of model=tiny, untrained, on captions of 16 words. Embed
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
+from keeping import add_out, keep  # beside this file
 
 from crossvit.config import compose
 from crossvit.evaluation.subject import PAIRS_PER_CALL, take
@@ -141,7 +139,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1250, 2500, 5000])
     for name, value in (("captions", 5), ("width", 512), ("threads", 1), ("pairs", 20_000)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--out", type=Path, help="file for the json as well")
+    add_out(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -150,18 +148,8 @@ def main() -> None:
         "retrieval": [alone("retrieval", n, given.captions, given.width, given.threads) for n in given.images],
         "fused": fused(given.pairs),
         "threads": given.threads,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "open_clip_torch")},
-        },
-        "machine": platform.machine(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
+    keep(report, given.out, ("torch", "open_clip_torch"))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ step one after the other. Pictures and captions are drawn; the weights are those
 
 import argparse
 import contextlib
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from keeping import add_out, keep  # beside this file
 from torch.nn import functional as F
 
 from crossvit.config import compose
@@ -148,14 +146,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=[name for name in WAYS if name != "compile"])
     parser.add_argument("--attention", action="store_true")
+    add_out(parser)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.attention:
         found = {"attention": attention(asked.batch, asked.rounds)}
     else:
         found = {"ways": measure(asked.model, asked.batch, asked.words, asked.rounds, asked.ways)}
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    print(json.dumps({"command": sys.argv[1:], **versions, **found}, indent=1))
+    keep(found, asked.out)
 
 
 if __name__ == "__main__":

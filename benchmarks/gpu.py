@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import gc
 import io
-import json
 import os
 import platform
 import random
@@ -28,12 +27,12 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 import torch
+from keeping import add_out, keep  # beside this file
 from PIL import Image, ImageFilter
 
 from crossvit.callbacks.compute import flop_counter
@@ -262,7 +261,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the config")
-    parser.add_argument("--out", type=Path, help="file for the json as well")
+    add_out(parser)
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks/gpu.py: no GPU: torch.cuda.is_available() is False here", file=sys.stderr)
@@ -276,7 +275,6 @@ def main() -> None:
             model: measure(model, device, given.batch, given.steps, data, given.set, given.ways)
             for model in given.models
         }
-    packages = ("torch", "torchvision", "timm", "lightning")
     on_gpu = device.type == "cuda"
     report = {
         "figures": figures,
@@ -285,19 +283,12 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version() if on_gpu else None,
             "driver": driver() if on_gpu else None,
         },
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
+    keep(report, given.out, ("torch", "torchvision", "timm", "lightning"))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ Pictures and captions are drawn, without generated negatives; weights are those 
 """
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
+from keeping import add_out, keep  # beside this file
 
 from crossvit.callbacks.compute import flop_counter, pair_flops
 from crossvit.config import compose
@@ -126,21 +123,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--objectives", nargs="*", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--out", type=Path, help="file for the json as well")
+    add_out(parser)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     report = {
         "objectives": measure(asked.model, asked.batch, asked.words, asked.rounds, asked.objectives),
         **{name: getattr(asked, name) for name in ("model", "batch", "words", "rounds", "threads")},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "machine": platform.machine(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(text + "\n")
+    keep(report, asked.out)
 
 
 if __name__ == "__main__":

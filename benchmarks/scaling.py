@@ -23,7 +23,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import resource
 import socket
 import subprocess
@@ -38,6 +37,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from keeping import add_out, keep  # beside this file
 from torch import Tensor, nn
 
 from crossvit.callbacks.compute import flop_counter
@@ -493,7 +493,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["r18_small", "r18_base"])
     parser.add_argument("--local-batch", type=int, default=256)
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="file for the json as well")
+    add_out(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     report = {
@@ -501,15 +501,8 @@ def main() -> None:
         "checked": checked(given.ranks, "tiny", 16, 16, given.times),
         "modelled": {model: modelled(model, given.local_batch) for model in given.models},
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "machine": platform.machine(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
+    keep(report, given.out)
 
 
 if __name__ == "__main__":

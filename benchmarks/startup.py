@@ -14,9 +14,7 @@ which all take turns.
 """
 
 import argparse
-import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +23,8 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
+
+from keeping import add_out, keep  # beside this file
 
 CROSSVIT = [sys.executable, "-m", "crossvit"]
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-peers", dest="peers", action="store_false")
-    parser.add_argument("--out", type=Path, help="file for the json as well")
+    add_out(parser)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(given.rounds, Path(folder), given.peers)
@@ -124,15 +124,8 @@ def main() -> None:
         "rounds": given.rounds,
         "load_average": os.getloadavg()[0],  # processes that wanted the cores, which seconds by the clock depend on
         "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version()},
-        "machine": platform.machine(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
+    keep(report, given.out, ())
 
 
 if __name__ == "__main__":

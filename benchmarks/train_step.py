@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import json
 import math
-import platform
 import resource
 import statistics
 import subprocess
@@ -33,11 +32,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from keeping import add_out, keep  # beside this file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -440,7 +439,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=list(PRECISIONS), default="bf16")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--overhead", action="store_true")
-    parser.add_argument("--out", type=Path, help="file for the json as well")
+    add_out(parser)
     given = parser.parse_args()
     given.steps = given.steps or (500 if given.overhead else 2)
     given.rounds = given.rounds or (5 if given.overhead else 3)
@@ -452,21 +451,13 @@ def main() -> None:
             name: peak(name, given) for name in given.ways
         }  # first: a process begins with the peak of the one that starts it
         figures = {name: found | peaks[name] for name, found in measure(given, given.ways).items()}
-    packages = ("torch", "lightning", "open_clip_torch", "timm")
     report = {
         "figures": figures,
         **{name: getattr(given, name) for name in ("steps", "rounds")},
         **({} if given.overhead else {name: getattr(given, name) for name in ("batch", "side", "words", "precision")}),
         "threads": 1,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": platform.machine(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
+    keep(report, given.out, ("torch", "lightning", "open_clip_torch", "timm"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import sys
 import time
 
 import numpy as np
@@ -14,7 +15,11 @@ from tests.documents import ROOT
 def load(name: str):
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # as for a script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 

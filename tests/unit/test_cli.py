@@ -190,18 +190,6 @@ class TestErrors:
         train.act = act
         assert crossvit("train")[::2] == (2, "crossvit: error: no such file\n")
 
-    def test_an_error_of_a_spawned_process(self, crossvit, train):
-        class ProcessRaisedException(Exception):
-            pass
-
-        def act(cfg):
-            raise ProcessRaisedException(
-                '\n\n-- Process 1 terminated:\nTraceback\n  File "x"\ncrossvit.errors.UserError: data.batch_size=3: odd\n'
-            )
-
-        train.act = act
-        assert crossvit("train")[::2] == (2, "crossvit: error: data.batch_size=3: odd\n")
-
     def test_a_bug_shows_where_and_gives_code_1(self, crossvit, train):
         def act(cfg):
             return 1 / 0

@@ -67,7 +67,7 @@ def record(trainer: L.Trainer, event: str, **what: Any) -> Path:
 class LossWatch(L.Callback):
     """Hands the losses of each training batch to `look`: before its backward pass on a CPU, one batch later on a GPU, which so never waits.
 
-    Reads `Task.step_losses`.
+    Reads `Task.step_losses`; of a task that keeps none, what is differentiated.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class LossWatch(L.Callback):
         self._batch = (batch_idx, getattr(batch, "index", None))
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        found = pl_module.step_losses
+        found = pl_module.step_losses or {"loss": loss}
         batch, rows = self._batch
         losses = Losses(trainer.global_step, trainer.current_epoch, batch, {}, rows)
         if not loss.is_cuda:

@@ -45,8 +45,11 @@ class Interrupt(L.Callback):
         self._when = 0.0
         self._validating = False
         self._before: dict[int, Any] = {}
+        self._group: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.world_size > 1:  # of the CPUs: that of the devices would make every step wait for its kernels
+            self._group = dist.new_group(backend="gloo", timeout=trainer.strategy._timeout)
         # after Lightning has put in handlers of its own
         self._before = _install(self._ask, self.signals)
 
@@ -88,8 +91,8 @@ class Interrupt(L.Callback):
     def _leave(self, trainer: L.Trainer) -> None:
         number = self._asked
         if trainer.world_size > 1:
-            every = torch.tensor(number, device=trainer.strategy.root_device)
-            dist.all_reduce(every, op=dist.ReduceOp.MAX)
+            every = torch.tensor(number)
+            dist.all_reduce(every, op=dist.ReduceOp.MAX, group=self._group)
             number = int(every)
         if number:
             if isinstance(trainer.checkpoint_callback, StageCheckpoint):

@@ -126,3 +126,12 @@ def test_what_needs_less_memory_is_what_is_not_set_yet():
     assert ("checkpoint_activations=true" in found) == ("checkpoint_activations" in cfg)
     found = less_memory(chain_configs(["stage=imagenet", "trainer.precision=bf16-mixed"])[-1].cfg)
     assert found.startswith("lower data.batch_size") and "precision" not in found and "micro_batch" not in found
+
+
+def test_an_error_that_the_user_can_mend_in_a_spawned_process():
+    class ProcessRaisedException(Exception):
+        pass
+
+    text = '-- Process 1 terminated:\nTraceback\n  File "x"\ncrossvit.errors.UserError: data.batch_size=3: odd\n'
+    with pytest.raises(UserError, match=r"^stage coco: data.batch_size=3: odd$"), explained("stage coco", LESS):
+        raise ProcessRaisedException(text)

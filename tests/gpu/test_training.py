@@ -136,7 +136,7 @@ def test_strategies_train_what_one_cpu_trains(trainer, devices, tmp_path):
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-3, msg=name)
 
 
-@EVERYWHERE
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), GPU])
 def test_a_stage_goes_on_where_it_stood(device, tmp_path, monkeypatch):
     """Stopped after its second step; on a CPU the weights are those of an undisturbed run to the bit."""
     every_step = ["callbacks.checkpoint.every_n_epochs=null", "callbacks.checkpoint.every_n_train_steps=1"]

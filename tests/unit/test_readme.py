@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 ADDED = files(README)
 ADDED_OPTIONS = {(path.split("/")[1], Path(path).stem) for path in ADDED if path.startswith("conf/")}
 SHOWN = sorted({shlex.join(words) for document in DOCUMENTS for words in commands(document)})
+SHOWN_FIRST = {shlex.join(words) for words in commands(README)}
 
 
 def uses_an_added_file(words: list[str]) -> bool:
@@ -51,7 +52,14 @@ def test_the_documents_show_every_command():
     assert {shlex.split(shown)[0] for shown in SHOWN} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("shown", [s for s in SHOWN if not uses_an_added_file(shlex.split(s))])
+@pytest.mark.parametrize(
+    "shown",
+    [
+        pytest.param(shown, marks=[] if shown in SHOWN_FIRST else pytest.mark.slow)
+        for shown in SHOWN
+        if not uses_an_added_file(shlex.split(shown))
+    ],
+)
 def test_command_composes(shown):
     command, *words = shlex.split(shown)
     primary, words = primary_and_overrides(command, words)

@@ -25,6 +25,8 @@ from tests.distributed import run_distributed
 from tests.small import cross_vit, pairs
 from tests.unit.tasks.test_distributed import share
 
+pytestmark = pytest.mark.slow  # a minute of processes; test_distributed.py has the losses and gradients of every run
+
 SHARED = [0, 1, 2, 2, 3, 3, 4, 5]
 STEPS = 4
 BASE = {"itc": ContrastiveLoss, "itm": MatchingLoss}

@@ -59,8 +59,8 @@ def macro_f1(scores: Tensor, labels: Tensor) -> float:
     chosen = best.double() / best.sum(dim=1, keepdim=True)
     true = torch.nn.functional.one_hot(labels, scores.shape[1]).double()
     occurs = true.sum(0) > 0
-    f1 = 2 * (chosen * true).sum(0) / (chosen.sum(0) + true.sum(0))
-    return f1[occurs].mean().item()
+    f1 = 2 * (chosen * true).sum(0) / (chosen.sum(0) + true.sum(0)).clamp_min(1e-12)
+    return f1[occurs].mean().item() if occurs.any() else float("nan")
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float:
@@ -77,6 +77,8 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
         raise ValueError(f"scores and labels must both be (B,), got {tuple(scores.shape)} and {tuple(labels.shape)}")
     true = labels.bool()
     positives, negatives = int(true.sum()), int((~true).sum())
+    if positives == 0 or negatives == 0:
+        return float("nan")
     scores, _ = nan_last(scores[:, None])
     _, place, count = scores.squeeze(1).unique(return_inverse=True, return_counts=True)
     # Mean rank of each group of equal scores, counted from 1.

@@ -124,14 +124,14 @@ def hit_probability(greater: Tensor, tied: Tensor, matched: Tensor, k: int) -> T
     # C(t, j) / C(t+m, j) as a product of m factors or of j factors, whichever is shorter.
     if matched.numel() and matched.max() <= k:
         for i in range(1, int(matched.max()) + 1):
-            factor = (tied - places + i).clamp_min(0) / (tied + i)
+            factor = (tied - places + i) / (tied + i)
             miss = torch.where(matched >= i, miss * factor, miss)
         miss = torch.where(places > tied, 0.0, miss)
     else:
         for i in range(k):
             factor = (tied - i).clamp_min(0) / (tied + matched - i).clamp_min(1)
             miss = torch.where(places > i, miss * factor, miss)
-    return torch.where(matched > 0, 1 - miss, 0.0).where(places > 0, 0.0)
+    return torch.where(matched > 0, 1 - miss, 0.0)
 
 
 def hit_bounds(greater: Tensor, tied: Tensor, matched: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -27,12 +27,11 @@ def caption_plausibility(training: Iterable[Sequence[str]], texts: Iterable[Sequ
         lengths[len(text)] += 1
     if not lengths:
         raise ValueError("caption_plausibility needs training texts")
-    longest = max(lengths)
     of_words = math.log(words.total() + len(words) + 1)
-    of_lengths = math.log(lengths.total() + longest + 2)
+    of_lengths = math.log(lengths.total() + max(lengths) + 2)
 
     def score(text: Sequence[str]) -> float:
-        length = math.log(lengths[min(len(text), longest + 1)] + 1) - of_lengths
+        length = math.log(lengths[len(text)] + 1) - of_lengths
         return math.fsum([length, *(math.log(words[word] + 1) - of_words for word in text)])
 
     return torch.tensor([score(text) for text in texts], dtype=torch.float64)

@@ -37,4 +37,4 @@ def precision_at_k(scores: Tensor, positives: Tensor, k: int | Tensor) -> Tensor
     above, equal = scores > cut, scores == cut
     room = (wanted - count_true(above)).double()
     hits = count_true(above & positives) + room * count_true(equal & positives) / count_true(equal)
-    return torch.where(wanted > 0, hits / wanted.clamp_min(1), 0.0)
+    return hits / wanted.clamp_min(1)

@@ -53,14 +53,17 @@ def f1_chance(labels: Tensor) -> float:
 
 
 def macro_f1(scores: Tensor, labels: Tensor) -> float:
-    """Mean over the classes that occur of the F1 of choosing the class of the highest score, (B, K) and (B,); ties share the choice."""
+    """Mean over the classes that occur of the F1 of choosing the class of the highest score, (B, K) and (B,); ties share the choice.
+
+    nan without rows.
+    """
     scores, _ = nan_last(scores)
     best = scores == scores.amax(dim=1, keepdim=True)
     chosen = best.double() / best.sum(dim=1, keepdim=True)
     true = torch.nn.functional.one_hot(labels, scores.shape[1]).double()
     occurs = true.sum(0) > 0
-    f1 = 2 * (chosen * true).sum(0) / (chosen.sum(0) + true.sum(0)).clamp_min(1e-12)
-    return f1[occurs].mean().item() if occurs.any() else float("nan")
+    f1 = 2 * (chosen * true).sum(0) / (chosen.sum(0) + true.sum(0))
+    return f1[occurs].mean().item()
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float:
@@ -77,10 +80,9 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
         raise ValueError(f"scores and labels must both be (B,), got {tuple(scores.shape)} and {tuple(labels.shape)}")
     true = labels.bool()
     positives, negatives = int(true.sum()), int((~true).sum())
-    if positives == 0 or negatives == 0:
-        return float("nan")
     scores, _ = nan_last(scores[:, None])
     _, place, count = scores.squeeze(1).unique(return_inverse=True, return_counts=True)
     # Mean rank of each group of equal scores, counted from 1.
     rank = count.double().cumsum(0) - (count.double() - 1) / 2
-    return ((rank[place][true].sum() - positives * (positives + 1) / 2) / (positives * negatives)).item()
+    wins = rank[place][true].sum() - positives * (positives + 1) / 2
+    return (wins / (positives * negatives)).item()  # 0 / 0 where only one label occurs

@@ -34,6 +34,7 @@ def by_permutation(scores, positives, k):
         ([0.9, 0.5, 0.5, 0.5], {1}, 3, 2 / 3),
         ([0.5, 0.5, 0.5, 0.5], {0, 1}, 1, 0.5),
         ([0.5, 0.5, 0.5, 0.5], {0, 1}, 2, 5 / 6),  # 1 - C(2,2) / C(4,2)
+        ([0.9, 0.5, 0.5, 0.5, 0.5], {1, 2, 3}, 2, 3 / 4),  # one place for four, three of them right
         ([0.9, 0.1, 0.5], {0, 1}, 1, 1.0),  # any positive is enough
         ([0.3, 0.2], {1}, 5, 1.0),  # k beyond the candidates
         ([0.3, 0.2], set(), 2, 0.0),
@@ -81,6 +82,7 @@ def test_bounds_bracket_the_expectation_and_meet_without_ties():
     distinct = torch.rand(50, 9, generator=generator)
     worst, best = accuracy_at_k_bounds(distinct, positives, 3)
     assert torch.equal(worst, best) and torch.equal(worst, accuracy_at_k(distinct, positives, 3))
+    assert accuracy_at_k_bounds(*row([0.3, 0.2], set()), 3) == (0, 0)  # no positive, though k is beyond the candidates
 
 
 def test_half_precision_is_compared_as_it_is():
@@ -99,7 +101,9 @@ def test_many_positives_stay_finite():
 def test_chance():
     assert chance_at_k(128, 1, 5) == pytest.approx(5 / 128)
     assert chance_at_k(25, 5, 10) == pytest.approx(1 - comb(20, 10) / comb(25, 10))
-    assert chance_at_k(3, 2, 2) == 1.0 and chance_at_k(3, 0, 2) == 0.0
+    assert chance_at_k(3, 2, 2) == 1.0 and chance_at_k(3, 0, 2) == 0.0 and chance_at_k(2, 2) == 1.0
+    assert chance_at_k(4) == 0.25 and isinstance(chance_at_k(4), float)
+    assert chance_at_k(torch.tensor([4, 8]), 1).tolist() == [0.25, 0.125]
     assert torch.allclose(
         chance_at_k(torch.tensor([4, 8]), torch.tensor([1, 2]), 1), torch.tensor([0.25, 0.25]).double()
     )
@@ -113,18 +117,21 @@ def test_classification():
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "message"),
     [
-        lambda: accuracy_at_k(torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.bool), 1),
-        lambda: accuracy_at_k(torch.zeros(3), torch.zeros(3, dtype=torch.bool), 1),
-        lambda: accuracy_at_k(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool), 0),
-        lambda: classification_accuracy(torch.zeros(2, 3), torch.tensor([0, 3])),
-        lambda: classification_accuracy(torch.zeros(2, 3), torch.tensor([0])),
-        lambda: chance_at_k(3, 4),
+        (lambda: accuracy_at_k(torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.bool), 1), r"must both be \(Q, C\)"),
+        (lambda: accuracy_at_k(torch.zeros(3), torch.zeros(3, dtype=torch.bool), 1), r"must both be \(Q, C\)"),
+        (
+            lambda: accuracy_at_k(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool), 0),
+            "k must be at least 1, got 0",
+        ),
+        (lambda: classification_accuracy(torch.zeros(2, 3), torch.tensor([0, 3])), r"lie in \[0, 3\), got 0 to 3"),
+        (lambda: classification_accuracy(torch.zeros(2, 3), torch.tensor([0])), r"expected logits \(B, K\)"),
+        (lambda: chance_at_k(3, 4), "num_positives must lie between 0 and num_candidates"),
     ],
 )
-def test_misuse_is_named(call):
-    with pytest.raises(ValueError):
+def test_misuse_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
 
 

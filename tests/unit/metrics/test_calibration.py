@@ -29,6 +29,7 @@ class TestThreshold:
         assert 0.1 < best_threshold(scores, torch.tensor([0, 1, 1, 1])) < 0.2
         assert best_threshold(scores, torch.ones(4)) < 0.1
         assert best_threshold(scores, torch.zeros(4)) > 0.4
+        assert best_threshold(torch.tensor([-1e20, 1e20]), torch.ones(2)) < -1e20
 
     def test_nothing_else_is_better(self):
         generator = torch.Generator().manual_seed(1)
@@ -52,14 +53,22 @@ class TestPlatt:
     def test_another_unit_gives_the_same_probabilities(self):
         scores, labels = sample(500, 2.0, 0.5)
         slope, offset = platt_scaling(scores, labels)
-        other = platt_scaling(1000 * scores + 7, labels)
-        assert other[0] * 1000 == pytest.approx(slope, rel=1e-4)
-        assert other[1] + 7 * other[0] == pytest.approx(offset, abs=1e-4)
+        for unit, shift in ((1000, 7), (1e-9, 0)):
+            other = platt_scaling(unit * scores + shift, labels)
+            assert other[0] * unit == pytest.approx(slope, rel=1e-4)
+            assert other[1] + shift * other[0] == pytest.approx(offset, abs=1e-4)
 
     def test_a_perfect_separation_stays_finite_and_equal_scores_give_the_share(self):
         slope, offset = platt_scaling(torch.tensor([0.0, 0.1, 0.9, 1.0]), torch.tensor([0, 0, 1, 1]))
         assert 0 < slope < 1000 and math.isfinite(offset)
-        assert platt_scaling(torch.full((6,), 2.0), torch.arange(6) % 2) == (0.0, pytest.approx(0.0, abs=1e-6))
+        for value in (0.0, 2.0):
+            scores = torch.full((6,), value)
+            assert platt_scaling(scores, torch.arange(6) % 2) == (0.0, pytest.approx(0.0, abs=1e-6))
+
+    def test_targets_are_smoothed_by_the_count_of_each_label(self):
+        # one true, three false: (1 + 1) / (1 + 2) and 1 / (3 + 2), on average (2/3 + 3/5) / 4 = 19/60
+        slope, offset = platt_scaling(torch.ones(4), torch.tensor([1, 0, 0, 0]))
+        assert (slope, offset) == (0.0, pytest.approx(math.log(19 / 41), abs=1e-4))
 
     def test_works_while_nothing_is_to_be_learnt(self):
         with torch.inference_mode():
@@ -78,6 +87,7 @@ class TestCalibrationError:
         assert expected_calibration_error(torch.full((30,), 0.5), labels) == 0.0
         assert expected_calibration_error(torch.full((30,), 0.5), labels.sort().values) == 0.0
         assert expected_calibration_error(torch.full((30,), 0.9), labels) == pytest.approx(0.4)
+        assert math.isnan(expected_calibration_error(torch.zeros(0), torch.zeros(0)))
 
     def test_small_where_the_probabilities_are_right_and_large_where_they_are_too_sure(self):
         scores, labels = sample(20_000, 2.0, 0.0)
@@ -109,7 +119,8 @@ class TestInterval:
         assert apart.high - apart.low < 0.7 * (once.high - once.low)
 
     def test_what_is_not_defined_is_not_a_number(self):
-        assert math.isnan(estimate_statistic(auroc, torch.arange(4.0), torch.ones(4)).value)
+        found = estimate_statistic(auroc, torch.arange(4.0), torch.ones(4))
+        assert math.isnan(found.value) and found[1:] == (0.0, 1.0, 4)
 
 
 def test_misuse_is_named():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from crossvit.metrics import by_kind, consistency, consistency_chance, quad_accuracy, two_way_accuracy
+from crossvit.metrics import by_kind, consistency, consistency_chance, estimate, quad_accuracy, two_way_accuracy
 from crossvit.metrics.compositional import QUAD_CHANCE
 
 
@@ -9,7 +9,7 @@ def test_two_way_ties_count_one_half():
     true = torch.tensor([1.0, 0.0, 0.5, float("nan"), float("nan")])
     false = torch.tensor([0.0, 1.0, 0.5, 0.0, float("nan")])
     assert two_way_accuracy(true, false).tolist() == [1.0, 0.0, 0.5, 0.0, 0.5]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"both must be \(B,\)"):
         two_way_accuracy(true, false[:2])
 
 
@@ -18,14 +18,23 @@ def test_by_kind():
     assert list(found) == ["swap_att", "replace_rel"]
     assert found["swap_att"].value == pytest.approx(2.5 / 3) and found["swap_att"].queries == 3
     assert found["replace_rel"].value == 0.0
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="2 values for 1 kinds"):
         by_kind(torch.zeros(2), ["a"])
+
+
+def test_by_kind_knows_the_clusters_and_the_confidence():
+    values, clusters = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 2])
+    found = by_kind(values, ["a", "a", "a", "b"], clusters, confidence=0.5)
+    assert found["a"] == estimate(torch.ones(3), torch.tensor([0, 0, 1]), 0.5) != estimate(torch.ones(3), None, 0.5)
 
 
 def test_consistency_needs_the_whole_group():
     correct = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.5, 0.5])
     group = torch.tensor([7, 7, 3, 3, 5, 5])
     assert consistency(correct, group).tolist() == [0.0, 0.25, 1.0]  # groups 3, 5, 7
+    for correct, group in ((torch.zeros(2), torch.zeros(3)), (torch.zeros(2, 2), torch.zeros(2, 2))):
+        with pytest.raises(ValueError, match=r"both must be \(B,\), got \(2"):
+            consistency(correct, group)
 
 
 def test_the_chance_of_consistency_is_that_of_coin_flips():
@@ -67,5 +76,6 @@ class TestQuads:
         nan = float("nan")
         assert self.found([[1.0, nan], [nan, 1.0]])["group"] == [1.0]
         assert self.found([[nan, 1.0], [1.0, nan]])["text"] == [0.0]
-        with pytest.raises(ValueError):
-            quad_accuracy(torch.zeros(3, 4))
+        for shape in ((3, 4), (1, 2, 3)):
+            with pytest.raises(ValueError, match=r"scores must be \(B, 2, 2\)"):
+                quad_accuracy(torch.zeros(shape))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from crossvit.metrics import bootstrap, estimate, wilson
+from crossvit.metrics import bootstrap, estimate, estimate_statistic, wilson
 
 
 def test_wilson_against_published_values():
@@ -17,10 +17,14 @@ def test_wilson_against_published_values():
 def test_wilson_ends_and_errors():
     assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == 1.0
     assert wilson(0, 0) == (0.0, 1.0)
-    with pytest.raises(ValueError):
+    for trials in range(1, 100):  # rounding moves neither end
+        assert wilson(0, trials)[0] == 0.0 and wilson(trials, trials)[1] == 1.0
+    assert wilson(1, 10)[0] > 0
+    with pytest.raises(ValueError, match=r"successes must lie in \[0, trials\], got 11 of 10"):
         wilson(11, 10)
-    with pytest.raises(ValueError):
-        wilson(1, 10, confidence=95)
+    for confidence in (0, 1, 95):
+        with pytest.raises(ValueError, match=r"confidence must lie in \(0, 1\)"):
+            wilson(1, 10, confidence=confidence)
 
 
 def test_estimate_is_the_mean_with_its_wilson_interval():
@@ -28,6 +32,7 @@ def test_estimate_is_the_mean_with_its_wilson_interval():
     found = estimate(values)
     assert found.value == 0.625 and found.queries == 4
     assert (found.low, found.high) == wilson(2.5, 4)
+    assert estimate(values, confidence=0.5)[1:3] == wilson(2.5, 4, 0.5)
 
 
 def test_repeats_of_one_query_do_not_narrow_the_interval():
@@ -49,7 +54,8 @@ def test_clusters_of_one_change_nothing_and_certainty_counts_clusters():
 
 def test_estimate_without_queries():
     found = estimate(torch.zeros(0))
-    assert math.isnan(found.value) and found.queries == 0
+    assert math.isnan(found.value) and found[1:] == (0.0, 1.0, 0)
+    assert all(math.isnan(end) for end in bootstrap(torch.zeros(0)))
 
 
 def test_bootstrap_covers_like_the_normal_interval_and_repeats():
@@ -58,6 +64,23 @@ def test_bootstrap_covers_like_the_normal_interval_and_repeats():
     half = 1.96 * values.std().item() / 20
     assert (low, high) == pytest.approx((values.mean().item() - half, values.mean().item() + half), abs=0.15 * half)
     assert bootstrap(values, seed=3) == (low, high) != bootstrap(values, seed=4)
+    low, high = bootstrap(values, confidence=0.5)
+    assert high - low == pytest.approx(2 * 0.6745 * values.std().item() / 20, rel=0.15)
+    low, high = bootstrap(values, resamples=1)
+    assert low == high
+
+
+def test_the_interval_of_a_statistic_mirrors_the_percentiles_of_the_bootstrap():
+    def mean(values):
+        return values.mean().item()
+
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = estimate_statistic(mean, values, confidence=0.5)
+    low, high = bootstrap(values, resamples=500, confidence=0.5)
+    value = mean(values)
+    assert found[:3] == pytest.approx((value, 2 * value - high, 2 * value - low))
+    lopsided = torch.tensor([1.0] * 9 + [0.0])
+    assert estimate_statistic(mean, lopsided).high == 1.0 and estimate_statistic(mean, 1 - lopsided).low == 0.0
 
 
 def test_bootstrap_draws_whole_clusters():
@@ -73,3 +96,14 @@ def test_effective_size_of_clusters_by_hand():
     found = estimate(values, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
     assert (found.low, found.high) == pytest.approx(wilson(3, 6))
     assert found.queries == 8
+    # two clusters of three, mean 1/2: residuals 1/2 and -1/2, a variance of 2 / 4 / 36 x 2 = 1 / 36 below the binomial 1 / 24: all 6 count
+    found = estimate(torch.tensor([1.0, 1, 0, 1, 0, 0]), torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert (found.low, found.high) == pytest.approx(wilson(3, 6))
+    # clusters of one mean have no variance
+    found = estimate(torch.tensor([1.0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]))
+    assert (found.low, found.high) == pytest.approx(wilson(2, 4))
+
+
+def test_clusters_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"clusters \(2,\) must have one entry a value \(3,\)"):
+        estimate(torch.zeros(3), torch.zeros(2))

@@ -32,7 +32,8 @@ def test_many_seeds_are_drawn():
     found = sign_flip_p([1.0] * (EXACT + 1) + [-1.0] * 7)
     exact = 2 * sum(_choose(20, k) for k in range(13, 21)) / 2**20
     assert found == pytest.approx(exact, abs=4 * (exact * (1 - exact) / DRAWS) ** 0.5)
-    assert sign_flip_p([1.0] * 20) == pytest.approx(1 / (1 + DRAWS), abs=1e-3)
+    assert sign_flip_p([1.0] * (EXACT + 1) + [-1.0] * 7) == found  # the same draw
+    assert sign_flip_p([1.0] * 40) == 1 / (1 + DRAWS)
 
 
 def _choose(n: int, k: int) -> int:
@@ -48,6 +49,8 @@ def test_paired_difference_by_hand():
     half = 4.302653 * 0.05 / 3**0.5
     assert (found.low, found.high) == (pytest.approx(0.1 - half, abs=1e-6), pytest.approx(0.1 + half, abs=1e-6))
     assert (found.p, found.count) == (0.25, 3)
+    half = 0.816497 * 0.05 / 3**0.5  # of 50 %
+    assert paired_difference([0.9, 0.8, 0.7], [0.8, 0.75, 0.55], 0.5).high == pytest.approx(0.1 + half, abs=1e-6)
 
 
 def test_one_pair_has_no_interval():
@@ -59,11 +62,13 @@ def test_what_does_not_pair():
         paired_difference([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="no "):
         paired_difference([], [])
+    with pytest.raises(ValueError, match="no differences to test"):
+        sign_flip_p([])
 
 
 def test_holm_by_hand():
     # sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, and never below the one before
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.5, 0.9]) == holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([0.03]) == [0.03]
     assert holm([]) == []

@@ -30,15 +30,21 @@ def test_equal_texts_and_repeated_images_against_brute_force():
         assert torch.equal(pairs.images_of(texts), expected.T[texts])
 
 
+ONE = torch.tensor([1])
+
+
 @pytest.mark.parametrize(
-    "ids",
+    ("ids", "message"),
     [
-        (torch.tensor([1.0]), torch.tensor([1])),
-        (torch.tensor([[1]]), torch.tensor([1])),
-        (torch.zeros(0, dtype=torch.int64), torch.tensor([1])),
-        (torch.tensor([1]), torch.tensor([1]), torch.tensor([1, 2])),
+        ((torch.tensor([1.0]), ONE), "^image_id must be a non-empty vector of integers"),
+        ((torch.tensor([[1]]), ONE), "^image_id must"),
+        ((torch.zeros(0, dtype=torch.int64), ONE), "^image_id must"),
+        ((torch.tensor([True]), ONE), "^image_id must"),
+        ((ONE, torch.tensor([1.0])), "^text_image_id must"),
+        ((ONE, ONE, torch.tensor([1.0])), "^text_id must"),
+        ((ONE, ONE, torch.tensor([1, 2])), "text_id has 2 entries, text_image_id 1"),
     ],
 )
-def test_misuse_is_named(ids):
-    with pytest.raises(ValueError):
+def test_misuse_is_named(ids, message):
+    with pytest.raises(ValueError, match=message):
         ImageTextPairs(*ids)

@@ -17,6 +17,9 @@ def test_by_hand():
 def test_each_query_may_have_a_k_of_its_own():
     scores, positives = torch.tensor([[3.0, 2, 1]]).repeat(3, 1), torch.tensor([[True, False, True]]).repeat(3, 1)
     assert precision_at_k(scores, positives, torch.tensor([0, 1, 3])).tolist() == pytest.approx([0, 1, 2 / 3])
+    for rows in (3, 0):
+        nothing = precision_at_k(scores[:rows], positives[:rows], torch.zeros(rows, dtype=torch.int64))
+        assert nothing.tolist() == [0] * rows and nothing.dtype == torch.float64
 
 
 def test_a_collapsed_model_has_the_share_of_positives():

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from crossvit.metrics import ExactDot, ImageTextPairs, block_retrieval, embedding_retrieval, reranked_retrieval
+from crossvit.metrics import (
+    ExactDot,
+    ImageTextPairs,
+    block_retrieval,
+    embedding_retrieval,
+    estimate,
+    reranked_retrieval,
+)
 from crossvit.metrics.pairs import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 
 
@@ -81,3 +88,21 @@ def test_parts_make_the_whole_and_misuse_is_named():
     assert all(torch.equal(getattr(whole, name), getattr(joined, name)) for name in vars(whole))
     with pytest.raises(ValueError, match="top"):
         reranked_retrieval(ExactDot(image, text), score, pairs, 0)
+
+
+def test_a_shortlist_of_one_is_the_first_score():
+    image, text, pairs, fused = corpus()
+    found = reranked_retrieval(ExactDot(image, text), lambda i, t: fused[i, t], pairs, 1)
+    for direction, first in embedding_retrieval(image, text, pairs).items():
+        assert torch.equal(found[direction].greater, first.greater)
+
+
+def test_the_interval_of_the_ceiling_knows_the_clusters_and_the_confidence():
+    pairs = ImageTextPairs(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1]))
+    scores = torch.tensor([[1.0, 0.0]]).repeat(6, 1)
+    result = reranked_retrieval(
+        lambda images, texts: scores[images, texts], lambda images, texts: scores[images, texts], pairs, 1
+    )[IMAGE_TO_TEXT]
+    hit = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    assert result.recall_ceiling(0.5) == estimate(hit, pairs.image_id, 0.5)
+    assert result.recall_ceiling(0.5) not in (estimate(hit, None, 0.5), estimate(hit, pairs.image_id))

@@ -1,5 +1,7 @@
 """Both directions against the dense definition; exactness under chunks; the N-way draw."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,10 @@ from crossvit.metrics import (
     ImageTextPairs,
     accuracy_at_k,
     block_retrieval,
+    bootstrap,
     chance_at_k,
     embedding_retrieval,
+    estimate,
     n_way_retrieval,
 )
 from crossvit.metrics import ranking as ranking_module
@@ -49,8 +53,30 @@ def test_both_directions_equal_the_dense_definition():
 def test_chunks_change_no_count(chunk):
     image, text, pairs = corpus()
     whole = embedding_retrieval(image, text, pairs)
-    parts = block_retrieval(ExactDot(image, text), pairs, chunk=chunk)
+    asked = []
+    dot = ExactDot(image, text)
+
+    def score(images, texts):
+        block = dot(images, texts)
+        asked.append(tuple(block.shape))
+        return block
+
+    parts = block_retrieval(score, pairs, chunk=chunk)
     assert all(same(whole[direction], parts[direction]) for direction in whole)
+    # An image asks first; a block of the other direction has its queries, the texts, second.
+    assert asked[0] == (chunk[0] or 12, chunk[1] or 36)
+    assert asked[-1][1] <= (chunk[0] or 36) and asked[-1][0] <= (chunk[1] or 12)
+
+
+def test_counts_are_whole_and_the_share_is_double():
+    result = embedding_retrieval(*corpus())[IMAGE_TO_TEXT]
+    assert result.precision.dtype == torch.float64
+    assert {value.dtype for name, value in vars(result).items() if name != "precision"} == {torch.int64}
+
+
+def test_a_row_longer_than_a_block_comes_alone(monkeypatch):
+    monkeypatch.setattr(ranking_module, "BLOCK", 50)
+    assert list(ranking_module.query_chunks(range(3, 5), 100)) == [slice(3, 4), slice(4, 5)]
 
 
 def test_no_block_is_larger_than_asked_for(monkeypatch):
@@ -84,6 +110,16 @@ def test_collapsed_embeddings_tie_to_the_bit_whatever_the_shapes():
         ]
 
 
+def test_remarks_are_on_acc_at_1_and_on_nothing_where_nothing_ties():
+    pairs = ImageTextPairs(torch.tensor([0]), torch.tensor([0, 1]))
+    tied, apart = (
+        block_retrieval(lambda images, texts, row=row: row[images, texts], pairs)[IMAGE_TO_TEXT]
+        for row in (torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
+    )
+    assert "ties decide Acc@1" in tied.remarks()[0] and tied.remarks(2) == []
+    assert apart.remarks() == []
+
+
 def test_exact_dot_does_not_depend_on_the_order_of_summation():
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(20, 300, generator=generator), torch.randn(30, 300, generator=generator)
@@ -104,6 +140,15 @@ def test_score_functions_that_return_another_shape_are_refused():
     _, _, pairs = corpus()
     with pytest.raises(ValueError, match="score returned"):
         block_retrieval(lambda images, texts: torch.zeros(1, 1), pairs)
+    with pytest.raises(ValueError, match=r"score returned \(2,\) for 48 pairs"):
+        n_way_retrieval(lambda images, texts: torch.zeros(2), pairs, 4)
+
+
+def test_parts_that_are_none_are_refused():
+    image, text, pairs = corpus()
+    for part in ((2, 2), (-1, 2)):
+        with pytest.raises(ValueError, match=r"part must be \(rank, world_size\)"):
+            embedding_retrieval(image, text, pairs, part=part)
 
 
 def test_embeddings_must_be_one_a_row():
@@ -142,7 +187,24 @@ def test_mean_rank_by_hand():
     collapsed = block_retrieval(lambda images, texts: 0 * scores[images, texts], pairs)[IMAGE_TO_TEXT]
     assert collapsed.mean_rank().value == pytest.approx(collapsed.mean_rank_chance)
     empty = block_retrieval(lambda images, texts: scores[images, texts], pairs, part=(0, 50))[IMAGE_TO_TEXT]
-    assert empty.mean_rank().queries == 0
+    assert empty.mean_rank()[1:] == (1.0, 1.0, 0) and math.isnan(empty.mean_rank().value)
+    unanswered = ImageTextPairs(torch.tensor([0, 1]), torch.tensor([7, 7, 7, 7]))
+    result = block_retrieval(lambda images, texts: scores[images, texts], unanswered)[IMAGE_TO_TEXT]
+    assert result.mean_rank()[1:] == (1.0, 4.0, 0)
+
+
+def test_intervals_know_the_clusters_and_the_confidence():
+    # Two images, each there three times; both prefer the first text, which is that of the first image.
+    pairs = ImageTextPairs(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1]))
+    scores = torch.tensor([[1.0, 0.0]]).repeat(6, 1)
+    result = block_retrieval(lambda images, texts: scores[images, texts], pairs)[IMAGE_TO_TEXT]
+    hit = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    for found in (result.estimate(1, 0.5), result.r_precision(0.5)):
+        assert found == estimate(hit, pairs.image_id, 0.5)
+        assert found not in (estimate(hit, None, 0.5), estimate(hit, pairs.image_id))
+    once = bootstrap(2 - hit, pairs.image_id, confidence=0.4)
+    assert result.mean_rank(0.4)[1:3] == once
+    assert once not in (bootstrap(2 - hit, confidence=0.4), bootstrap(2 - hit, pairs.image_id))
 
 
 def test_r_precision_by_hand():
@@ -152,6 +214,12 @@ def test_r_precision_by_hand():
     # First image: of its two captions one is among the first two. Second: one of three tied is its own, two places: 2/3 of one of two.
     assert result.precision.tolist() == pytest.approx([1 / 2, 1 / 3])
     assert result.r_precision().value == pytest.approx(5 / 12)
+
+
+def test_r_precision_of_one_positive_is_acc_at_1():
+    image, text, pairs = corpus()
+    result = embedding_retrieval(image, text, pairs)[TEXT_TO_IMAGE]
+    assert torch.equal(result.precision, result.accuracy(1)) and not torch.equal(result.precision, result.accuracy(2))
 
 
 def test_r_precision_cuts_each_query_at_its_own_number_of_positives():
@@ -168,7 +236,8 @@ def test_parts_of_the_queries_make_the_whole():
     for direction, result in whole.items():
         assert same(type(result).concatenate((share[direction] for share in shares), len(result.query)), result)
     empty = embedding_retrieval(image, text, pairs, part=(0, 50))[IMAGE_TO_TEXT]
-    assert len(empty.query) == 0 and empty.estimate(1).queries == 0
+    assert len(empty.query) == 0 and empty.estimate(1).queries == 0 and empty.query.dtype == torch.int64
+    assert same(whole[IMAGE_TO_TEXT].gather(), whole[IMAGE_TO_TEXT]) and empty.gather() is empty  # one process
 
 
 def test_n_way_candidates():
@@ -182,6 +251,15 @@ def test_n_way_candidates():
     assert torch.equal(drawn[5:7], n_way(positives[5:7], rows[5:7], 8, seed=1))  # chunks change nothing
     assert not torch.equal(drawn, n_way(positives, rows, 8, seed=2))
     assert n_way(positives[:1], rows[:1], 5, seed=0).tolist() == [[0, 25, 27, 18, 9]]  # the same on every machine
+
+
+def test_n_way_has_no_candidates_for_a_query_without_a_positive():
+    positives = torch.tensor([[False, False, False], [True, False, False]])
+    drawn = n_way(positives, torch.arange(2), 2, seed=0)
+    assert drawn[0].tolist() == [-1, -1] and drawn[1, 0] == 0 and drawn[1, 1] in (1, 2)
+    assert n_way(positives[:1], torch.arange(1), 5, seed=0).tolist() == [[-1] * 5]  # nor need it have negatives
+    with pytest.raises(ValueError, match="ways must be at least 2, got 1"):
+        n_way(positives, torch.arange(2), 1, seed=0)
 
 
 def test_n_way_draws_evenly():
@@ -205,6 +283,14 @@ def test_n_way_retrieval_scores_the_drawn_pairs():
     # All candidates of a text are images: with as many ways as images this is full retrieval.
     full = n_way_retrieval(score, pairs, 12)[TEXT_TO_IMAGE]
     assert torch.equal(full.accuracy(3), embedding_retrieval(image, text, pairs)[TEXT_TO_IMAGE].accuracy(3))
+
+
+def test_n_way_parts_make_the_whole():
+    image, text, pairs = corpus()
+    score = ExactDot(image, text).pairs
+    whole = n_way_retrieval(score, pairs, 4)[IMAGE_TO_TEXT]
+    parts = [n_way_retrieval(score, pairs, 4, part=(rank, 2))[IMAGE_TO_TEXT] for rank in range(2)]
+    assert same(type(whole).concatenate(parts, 12), whole)
 
 
 def test_n_way_needs_enough_negatives():

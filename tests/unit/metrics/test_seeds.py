@@ -29,7 +29,7 @@ def test_first_step_at():
     assert first_step_at(curve, 0.9) == 20
     assert first_step_at(curve, 0.91) == 20
     assert first_step_at(curve, 0.96) is None
-    assert first_step_at(curve, 0.5, mode="min") == 10
+    assert first_step_at(curve, 0.5, mode="min") == 10 and first_step_at(curve, 0.3, mode="min") is None
 
 
 def test_a_seed_that_never_got_there_counts_as_the_latest():

@@ -20,6 +20,7 @@ def test_a_model_that_always_says_true_is_balanced_at_half():
     correct = verification_accuracy(torch.ones(4), labels)
     assert correct.mean().item() == 0.75 and balanced_accuracy(correct, labels) == 0.5
     assert math.isnan(balanced_accuracy(torch.zeros(0), torch.zeros(0)))
+    assert balanced_accuracy(torch.tensor([1.0, 0.0]), torch.ones(2)) == 0.5  # one label
 
 
 def test_auroc_counts_pairs():
@@ -31,7 +32,8 @@ def test_auroc_counts_pairs():
     assert auroc(scores, labels) == pytest.approx(expected)
     assert auroc(torch.zeros(10), torch.arange(10) % 2) == 0.5
     assert auroc(torch.tensor([float("nan"), -1.0]), torch.tensor([1, 0])) == 0.0
-    assert math.isnan(auroc(torch.zeros(3), torch.ones(3)))
+    for count, labels in ((3, torch.ones(3)), (3, torch.zeros(3)), (0, torch.zeros(0))):
+        assert math.isnan(auroc(torch.zeros(count), labels))
 
 
 def test_f1_by_hand():
@@ -47,18 +49,19 @@ def test_f1_by_hand():
 
 
 def test_macro_f1_by_hand():
-    scores = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    scores = torch.tensor([[1.0, 0.0, 0.0], [9.0, 8.0, 8.0], [0.0, 1.0, 1.0]])
     # Class 0: 1 of 2 right, 1 wanted: 2/3. Class 1: half of one said, right, of 2 wanted: 2 x 0.5 / 2.5. Class 2 does not occur.
     assert macro_f1(scores, torch.tensor([0, 1, 1])) == pytest.approx((2 / 3 + 0.4) / 2)
     assert macro_f1(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])) == pytest.approx((2 * 1.5 / 5 + 2 * 0.5 / 3) / 2)
+    assert math.isnan(macro_f1(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)))
 
 
 def test_misuse_is_named():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"logits must be \(B,\) or \(B, 2\), got \(2, 3\)"):
         verification_accuracy(torch.zeros(2, 3), torch.zeros(2))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\)"):
         verification_accuracy(torch.zeros(2), torch.tensor([0, 2]))
-    with pytest.raises(ValueError):
-        auroc(torch.zeros(2, 2), torch.zeros(2))
-    with pytest.raises(ValueError):
-        f1_score(torch.zeros(2, 2), torch.zeros(2))
+    for function in (auroc, f1_score):
+        for shape in ((2,), (2, 2)):
+            with pytest.raises(ValueError, match=r"scores and labels must both be \(B,\)"):
+                function(torch.zeros(2, 2), torch.zeros(shape))

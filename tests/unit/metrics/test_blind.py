@@ -7,6 +7,7 @@ from crossvit.metrics import (
     classification_accuracy,
     downsample,
     image_only_logits,
+    logistic_logits,
     text_only_logits,
     verification_accuracy,
 )
@@ -19,13 +20,14 @@ def captions(count, seed):
     return tokens.masked_fill(~mask, 0), mask
 
 
-def test_a_word_that_gives_the_answer_away_is_found():
+@pytest.mark.parametrize("word", [7, 29])  # 29 is the last of the vocabulary
+def test_a_word_that_gives_the_answer_away_is_found(word):
     train, train_mask = captions(300, 0)
     test, test_mask = captions(100, 1)
-    labels = (train == 7).any(1).long()
+    labels = (train == word).any(1).long()
     found = text_only_logits(train, train_mask, labels, test, test_mask)
     assert found.shape == (100, 2)
-    assert verification_accuracy(found, (test == 7).any(1)).mean() > 0.95
+    assert verification_accuracy(found, (test == word).any(1)).mean() > 0.95
 
 
 def test_balanced_captions_give_exactly_one_half():
@@ -69,8 +71,18 @@ def test_downsample_averages_and_joins_two_images():
     found = downsample(image, 1)
     assert found.shape == (2, 6)
     assert found[1, 5].item() == pytest.approx(image[1, 1, 2].float().mean().item())
+    assert downsample(image).shape == (2, 2 * 3 * 8 * 8)
+
+
+def test_the_image_baseline_is_a_logistic_regression():
+    generator = torch.Generator().manual_seed(0)
+    train, labels, test = torch.randn(40, 3, generator=generator), torch.arange(40) % 2, torch.eye(3)
+    assert torch.equal(image_only_logits(train, labels, test), logistic_logits(train, labels, test, l2=0.01))
+    assert torch.equal(
+        image_only_logits(train, labels, test, max_iter=1), logistic_logits(train, labels, test, l2=0.01, max_iter=1)
+    )
 
 
 def test_misuse_is_named():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"\(2,\) labels for 3 training rows"):
         image_only_logits(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64), torch.zeros(1, 2))

@@ -76,7 +76,7 @@ def test_any_world_size_equals_one_process(world_size):
 def test_rows_come_sorted_and_once():
     store = IndexedCatMetric("value")
     store.update(torch.tensor([3, 1]), value=torch.tensor([30.0, 10.0]))
-    store.update(torch.tensor([1, 2]), value=torch.tensor([99.0, 20.0]))
+    store.update(torch.tensor([1, 2, 3]), value=torch.tensor([99.0, 20.0, 99.0]))
     rows = store.compute()
     assert rows["index"].tolist() == [1, 2, 3] and rows["value"].tolist() == [10.0, 20.0, 30.0]
     store.reset()
@@ -91,3 +91,9 @@ def test_nothing_collected_and_misuse():
         store.update(torch.tensor([1]), other=torch.zeros(1))
     with pytest.raises(ValueError, match="2 rows, index 1"):
         store.update(torch.tensor([1]), value=torch.zeros(2))
+    with pytest.raises(ValueError, match="rows differ in length: {'index': 1, 'value': 2}"):
+        gather_rows({"index": torch.tensor([1]), "value": torch.zeros(2)})
+
+
+def test_the_options_of_torchmetrics_are_taken():
+    assert IndexedCatMetric("value", compute_on_cpu=True).compute_on_cpu

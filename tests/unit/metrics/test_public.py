@@ -9,7 +9,8 @@ import crossvit.metrics
 def test_every_public_name_resolves():
     for name in crossvit.metrics._HOME:
         assert getattr(crossvit.metrics, name).__name__ == name
-    with pytest.raises(AttributeError):
+        assert name in dir(crossvit.metrics)
+    with pytest.raises(AttributeError, match="'crossvit.metrics' has no attribute 'accuracy_at_q'"):
         crossvit.metrics.accuracy_at_q  # noqa: B018
 
 

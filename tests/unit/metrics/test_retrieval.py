@@ -136,6 +136,13 @@ def test_exact_dot_does_not_depend_on_the_order_of_summation():
     assert ((scores / scale - truth) / largest).abs().max() < 3e-8
 
 
+def test_exact_dot_keeps_26_bits_of_normalised_rows_and_takes_rows_that_are_no_numbers():
+    image, text, _ = corpus()
+    assert ExactDot(image, text).unit == 2.0**52
+    nothing = ExactDot(torch.full((2, 8), float("nan")), text)
+    assert nothing(slice(0, 2), slice(0, 3)).isnan().all()
+
+
 def test_score_functions_that_return_another_shape_are_refused():
     _, _, pairs = corpus()
     with pytest.raises(ValueError, match="score returned"):

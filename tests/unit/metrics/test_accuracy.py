@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crossvit.metrics import accuracy_at_k, accuracy_at_k_bounds, chance_at_k, classification_accuracy
+from crossvit.metrics.accuracy import rank_counts
 
 NAN, INF = float("nan"), float("inf")
 
@@ -137,4 +138,6 @@ def test_misuse_is_named(call, message):
 
 def test_empty_inputs():
     assert accuracy_at_k(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool), 1).shape == (0,)
-    assert accuracy_at_k(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool), 1).tolist() == [0, 0]
+    nothing = torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool)
+    assert accuracy_at_k(*nothing, 1).tolist() == [0, 0]
+    assert [count.dtype for count in rank_counts(*nothing)] == [torch.int64] * 3

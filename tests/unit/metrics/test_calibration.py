@@ -29,7 +29,7 @@ class TestThreshold:
         assert 0.1 < best_threshold(scores, torch.tensor([0, 1, 1, 1])) < 0.2
         assert best_threshold(scores, torch.ones(4)) < 0.1
         assert best_threshold(scores, torch.zeros(4)) > 0.4
-        assert best_threshold(torch.tensor([-1e20, 1e20]), torch.ones(2)) < -1e20
+        assert best_threshold(torch.tensor([-1e20, 1e20]).double(), torch.ones(2)) < -1.01e20
 
     def test_nothing_else_is_better(self):
         generator = torch.Generator().manual_seed(1)
@@ -69,6 +69,10 @@ class TestPlatt:
         # one true, three false: (1 + 1) / (1 + 2) and 1 / (3 + 2), on average (2/3 + 3/5) / 4 = 19/60
         slope, offset = platt_scaling(torch.ones(4), torch.tensor([1, 0, 0, 0]))
         assert (slope, offset) == (0.0, pytest.approx(math.log(19 / 41), abs=1e-4))
+
+    def test_it_stops_where_it_is_told(self):
+        scores, labels = sample(50, 2.0, 0.0)
+        assert platt_scaling(scores, labels, max_iter=1) != pytest.approx(platt_scaling(scores, labels), abs=0.01)
 
     def test_works_while_nothing_is_to_be_learnt(self):
         with torch.inference_mode():

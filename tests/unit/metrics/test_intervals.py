@@ -17,7 +17,7 @@ def test_wilson_against_published_values():
 def test_wilson_ends_and_errors():
     assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == 1.0
     assert wilson(0, 0) == (0.0, 1.0)
-    for trials in range(1, 100):  # rounding moves neither end
+    for trials in range(1, 500):  # rounding moves neither end, as it would at 209
         assert wilson(0, trials)[0] == 0.0 and wilson(trials, trials)[1] == 1.0
     assert wilson(1, 10)[0] > 0
     with pytest.raises(ValueError, match=r"successes must lie in \[0, trials\], got 11 of 10"):
@@ -68,6 +68,8 @@ def test_bootstrap_covers_like_the_normal_interval_and_repeats():
     assert high - low == pytest.approx(2 * 0.6745 * values.std().item() / 20, rel=0.15)
     low, high = bootstrap(values, resamples=1)
     assert low == high
+    many = torch.arange(2.0**20)  # so many that two resamples are drawn at a time
+    assert bootstrap(many, resamples=3) != bootstrap(many, resamples=4)
 
 
 def test_the_interval_of_a_statistic_mirrors_the_percentiles_of_the_bootstrap():

@@ -25,8 +25,7 @@ class IndexedCatMetric(Metric):
     full_state_update = False
 
     def __init__(self, *fields: str, **kwargs) -> None:
-        # Gathering happens in compute, by index; the sync of torchmetrics would concatenate with repeats and fail on empty ranks.
-        super().__init__(sync_on_compute=False, **kwargs)
+        super().__init__(**kwargs)
         self.fields = fields
         for name in ("index", *fields):
             self.add_state(f"row_{name}", default=[], dist_reduce_fx=None)
@@ -48,5 +47,7 @@ class IndexedCatMetric(Metric):
         return gather_rows(rows)
 
     def _wrap_compute(self, compute: Callable) -> Callable:
-        """As it is: the wrapping of torchmetrics would turn the tensors of a single row into scalars."""
+        """As it is: the wrapping of torchmetrics would turn the tensors of a single row into scalars, and its sync would concatenate
+        with repeats and fail on empty ranks. Gathering happens in `compute`, by index.
+        """
         return compute

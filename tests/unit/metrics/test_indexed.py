@@ -48,7 +48,15 @@ def in_rank(rank, world_size):
     rows = collect(list(mine.split(4)) if len(mine) else [])
     results = evaluate(rows, (rank, world_size))
     few = evaluate({name: value[:2] for name, value in rows.items()}, (rank, world_size))  # fewer queries than ranks
-    return rows, [vars(result) for result in results], [vars(result) for result in few], refused(rank), gather_rows({})
+    one = gather_rows({"index": torch.arange(2)} if rank == 1 else {})  # one rank alone has rows
+    return (
+        rows,
+        [vars(result) for result in results],
+        [vars(result) for result in few],
+        refused(rank),
+        gather_rows({}),
+        one,
+    )
 
 
 def refused(rank):
@@ -64,13 +72,13 @@ def test_any_world_size_equals_one_process(world_size):
     rows = collect(torch.arange(SIZE).split(4))
     expected = [vars(result) for result in evaluate(rows)]
     few = [vars(result) for result in evaluate({name: value[:2] for name, value in rows.items()})]
-    for found, results, few_results, error, nothing in run_distributed(in_rank, world_size):
+    for found, results, few_results, error, nothing, one in run_distributed(in_rank, world_size):
         assert set(found) == set(rows)
         assert all(torch.equal(found[name], rows[name]) for name in rows)
         for got, want in ((results, expected), (few_results, few)):
-            for one, other in zip(got, want, strict=True):
-                assert all(torch.equal(one[name], other[name]) for name in other)
-        assert "different rows" in error and nothing == {}
+            for result, other in zip(got, want, strict=True):
+                assert all(torch.equal(result[name], other[name]) for name in other)
+        assert "different rows" in error and nothing == {} and one["index"].tolist() == [0, 1]
 
 
 def test_rows_come_sorted_and_once():

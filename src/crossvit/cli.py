@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             return _dispatch(arguments)
     except Stopped as stop:
         print(
-            f"crossvit: ended by {signal.Signals(stop.number).name}; the same command goes on from here",
+            f"crossvit: ended by {signal.Signals(stop.number).name}; the same command goes on from what is kept",
             file=sys.stderr,
         )
         return stop.code
@@ -125,6 +125,7 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
 
     from crossvit.config.compose import config_directory, register_resolvers
     from crossvit.config.explain import COMPOSITION_ERRORS, explain
+    from crossvit.sweeps import check_swept
 
     # of Hydra 1.4, which asks for what stages/build.py does: saying which classes may be built
     warnings.filterwarnings("ignore", message=r"(?s).*(_execution_whitelist_|version_base parameter)")
@@ -138,6 +139,8 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
         args.config_path = str(Path(args.config_path).resolve())
     if not (args.run or args.cfg or args.info) and any(map(_asks_for_jobs, args.overrides)):
         args.multirun = True
+    if args.multirun:
+        check_swept(args.overrides)
     job = Job(command, args.overrides)
     try:
         _run_hydra(args, parser, job, config_path=str(config_directory()), config_name=command)
@@ -151,6 +154,10 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     except RuntimeError as error:  # a launcher or a sweeper that comes with an extra, or sbatch takes no job
         if refusal := [line for line in str(error).splitlines() if line.startswith("sbatch: ")]:
             raise UserError(f"cluster=slurm: {refusal[-1]}; sinfo says whether SLURM answers here") from None
+        if 'Could not detect "srun"' in str(error):  # submitit's
+            raise UserError(
+                "cluster=slurm: there is no srun here: start it on a machine of the cluster, or without it"
+            ) from None
         extra = next(
             (name for plugin, name in PLUGINS.items() if f"class : 'hydra_plugins.{plugin}." in str(error)), None
         )

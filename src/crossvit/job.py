@@ -137,7 +137,7 @@ def report(error: Exception, everywhere: bool = False) -> None:
     from crossvit.redaction import redact
 
     error.reported_by = os.getpid()
-    if not everywhere and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+    if not everywhere and _rank() != 0:
         return
     if isinstance(error, UserError):
         told = f"crossvit: error: {error}\n"
@@ -148,6 +148,13 @@ def report(error: Exception, everywhere: bool = False) -> None:
 
         told = "".join(traceback.format_exception(error))
     sys.stderr.write(redact(told))
+
+
+def _rank() -> int:
+    try:
+        return place().rank
+    except UserError:  # it may be this one that is to be told
+        return 0
 
 
 def reported(error: Exception) -> bool:

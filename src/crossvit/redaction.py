@@ -9,7 +9,10 @@ import os
 import re
 
 HIDDEN = "REDACTED"  # a plain word, which yaml, json, a shell and Hydra all read as it is
-_NAME = r"(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|secret|passwd|password|credentials?|(?:auth|access|api|hf|session|security)[_-]?token)"
+_NAME = (
+    r"(?:(?:api|access|private|encryption|signing|wandb|ssh)[_-]?key(?:[_-]?id)?|secret|passwd|password|credentials?"
+    r"|(?:auth|access|api|hf|hub|git(?:hub|lab)|refresh|session|security)[_-]?token)"
+)
 _QUERY = r"(?:x-amz-[\w-]*(?:signature|credential|token)|x-goog-[\w-]*(?:signature|credential)|signature|sig|token|key)"
 _VALUE = r"(?:\"[^\"\n]*\"|'(?:[^'\n]|'')*'|[^\s,'\"}\])&]+)"
 _RULES = [

@@ -105,16 +105,37 @@ def automatic_name(command: str, given: Sequence[str]) -> str:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(given))
-    named = [o for o in parsed if o.key_or_group.split(".")[0].split("/")[0] not in UNNAMED]
+    named = [o for o in parsed if _root(o.key_or_group) not in UNNAMED]
     options = [str(o.value()) for o in named if o.key_or_group == "sweep"]
     keys = options or sorted(o.key_or_group.rpartition(".")[2] for o in named if o.is_sweep_override())
     text = "\n".join([command, *sorted(str(o.input_line) for o in named)])
     return "-".join([*keys[:3], hashlib.sha256(text.encode()).hexdigest()[:6]])
 
 
+def check_swept(given: Sequence[str]) -> None:
+    """Raises UserError for a sweep over what neither a job nor its run directory is known by: the jobs would write over each other."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(given))
+    except OverrideParseException:  # Hydra tells of it
+        return
+    for override in parsed:
+        key = override.get_key_element()
+        if override.is_sweep_override() and _root(key) in UNNAMED:
+            raise UserError(
+                f"{key} says where things lie, not what is trained, and cannot be swept: start one command for each value"
+            )
+
+
+def _root(key: str) -> str:
+    return key.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
+
+
 def digest(overrides: Sequence[str]) -> str:
     """The name of a job's file: by what it was asked for, so that its number may change. Where it runs does not count."""
-    kept = sorted(o for o in overrides if o.lstrip("+~").partition("=")[0].split(".")[0] not in UNNAMED)
+    kept = sorted(o for o in overrides if _root(o) not in UNNAMED)
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
 
 

@@ -79,6 +79,15 @@ def test_option(group, option):
         check_signatures(link.cfg)
 
 
+RECIPES = [(g, o) for g, o in OPTIONS if g in ("experiment", "debug", "study")]
+
+
+@pytest.mark.parametrize(("group", "option"), RECIPES)
+def test_resources_win_over_the_device_of_a_recipe(group, option):
+    found = compose([f"{group}={option}", "resources=ddp_8"], primary_for(group)).trainer
+    assert (found.accelerator, found.devices, found.strategy) == ("gpu", 8, "ddp_spawn")
+
+
 def _targets() -> list[str]:
     found = set()
     for path in CONF.rglob("*.yaml"):

@@ -156,6 +156,8 @@ class TestErrors:
             (["train", "-cn", "trian"], "no primary config 'trian'"),
             (["train", "--run", "-m"], "Only one of"),
             (["train", "run_name=a-{0..3}"], "braces need quotes of their own: \"run_name='a-{0..3}'\""),
+            (["train", "-m", "paths.coco=a,b"], "paths.coco says where things lie"),
+            (["train", "-m", "logger=csv,none"], "logger says where things lie"),
             (["data"], "usage: crossvit data make scenes"),
             (["data", "mkae", "scenes"], "usage: crossvit data make scenes"),
         ],
@@ -167,6 +169,20 @@ class TestErrors:
         assert message in err
         assert err.count("\n") == 1
         assert not train.seen
+
+    def test_a_stray_rank_silences_nothing(self, crossvit, train, monkeypatch):
+        monkeypatch.setenv("RANK", "1")
+        code, _, err = crossvit("train", "optimizer.lr=-1")
+        assert code == 2 and err.startswith("crossvit: error: optimizer.lr")
+
+    def test_a_cluster_that_is_not_there(self, crossvit, train, monkeypatch):
+        monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
+        code, _, err = crossvit("train", "cluster=slurm", "seed=0,1")
+        assert (
+            code == 2
+            and "crossvit: error: cluster=slurm: there is no srun here: start it on a machine of the cluster" in err
+        )
+        assert "Traceback" not in err
 
     def test_a_bad_value_leaves_no_run_directory(self, crossvit, train, tmp_path):
         assert crossvit("train", "seed=-1")[0] == 2

@@ -128,7 +128,6 @@ class TestValues:
             "compile=max-autotune",
             "compile=null",
             "channels_last=true",
-            "trainer.max_epochs=-1",
             "trainer.limit_train_batches=1.0",
             "trainer.limit_train_batches=3",
             "trainer.gradient_clip_val=null",
@@ -145,6 +144,21 @@ class TestValues:
 
     def test_every_weight_zero(self):
         assert "every weight is 0" in error_of("objective.itc.weight=0", "objective.itm.weight=0")
+
+    @pytest.mark.parametrize("length", ["null", "-1"])
+    def test_a_length_that_nothing_bounds(self, length):
+        found = error_of(f"trainer.max_epochs={length}", "trainer.max_time=00:00:00:03")
+        assert found.startswith("trainer.max_epochs and trainer.max_steps: give one of them a number > 0")
+        chain_configs([f"trainer.max_epochs={length}", "trainer.max_steps=3"])
+
+    @pytest.mark.parametrize("devices", ["2", '"2"', '"0,1"', '"-1"', "[0,1]", "auto"])
+    def test_several_devices_however_they_are_said(self, devices):
+        found = error_of("trainer.accelerator=gpu", f"trainer.devices={devices}")
+        assert "would start the whole command once for each device" in found
+
+    @pytest.mark.parametrize("devices", ["1", '"1"', "[3]"])
+    def test_one_device_however_it_is_said(self, devices):
+        chain_configs(["trainer.accelerator=gpu", f"trainer.devices={devices}"])
 
     @pytest.mark.parametrize("strategy", ["fsdp", "model_parallel", "deepspeed_stage_2"])
     def test_weights_are_sharded_in_one_way(self, strategy):
@@ -456,7 +470,6 @@ class TestArm:
         assert lengths("arm.length=1.01")["vlr"] == (plain["vlr"][0] + 1, -1)  # whole epochs, rounded up
         assert lengths("arm.length=1.2", "trainer.max_steps=10")["vlr"] == (plain["vlr"][0], 12)
         assert error_of("arm.length=0") == "arm.length=0: must be a number > 0"
-        assert "no length to multiply" in error_of("arm.length=2", "trainer.max_epochs=-1")
 
 
 def test_validate_accepts_a_config_without_a_chain():

@@ -43,6 +43,11 @@ def test_by_device(machine, accelerator, capability, bf16, expected):
     assert fastest(accelerator) == expected
 
 
+def test_one_precision_has_one_name():
+    plain, other = (chain_configs([f"trainer.precision={name}"])[-1].cfg for name in ("32", "32-true"))
+    assert what_matters(plain) == what_matters(other)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -22,6 +22,8 @@ from crossvit.redaction import RedactingFormatter, redact
         ("s3cmd --secret_access_key hunter2 get", "s3cmd --secret_access_key REDACTED get"),
         ("AWS_SECRET_ACCESS_KEY=hunter2 aws s3 cp", "AWS_SECRET_ACCESS_KEY=REDACTED aws s3 cp"),
         ("+logger.wandb.api_key=hunter2", "+logger.wandb.api_key=REDACTED"),
+        ("hub_token: hunter2", "hub_token: REDACTED"),
+        ("data.private_key=hunter2", "data.private_key=REDACTED"),
         ("api_key: hunter2\nseed: 1", "api_key: REDACTED\nseed: 1"),
         ("password: 'it''s hunter2'", "password: REDACTED"),
         ('\'chain.coco=["+data.password=hunter2","seed=1"]\'', '\'chain.coco=["+data.password=REDACTED","seed=1"]\''),

@@ -86,6 +86,12 @@ def test_the_tables_of_jobs_that_have_tested_are_one(record, tmp_path):
     assert [(c.row, c.seed, c.low) for c in cells] == [("fusion=late: VLR", 0, 0.4), ("fusion=late: VLR", 1, 0.4)]
 
 
+def test_a_job_whose_run_directory_is_gone_is_left_out(record, caplog):
+    jobs = {("seed=0",): {"state": "finished", "value": 0.5, "monitor": "val/accuracy"}}
+    assert cells_of(Sweep.read(record("gone", jobs))) == []
+    assert "seed=0" in caplog.text and "is gone" in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"jobs": []}', "{"])
 def test_a_damaged_plan(record, text):
     folder = record("broken", {})

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -31,7 +32,7 @@ class StageCheckpoint(ModelCheckpoint):
     One that would be due where validation or the end of the epoch follows is written behind these: a checkpoint between the two would go
     on without them.
 
-    Raises UserError where it cannot be written, ValueError for keep < 1.
+    Raises UserError where it cannot be written and for two distances, ValueError for keep < 1.
     """
 
     def __init__(
@@ -39,6 +40,11 @@ class StageCheckpoint(ModelCheckpoint):
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
+        if every_n_epochs and every_n_train_steps:
+            raise UserError(
+                f"callbacks.checkpoint.every_n_train_steps={every_n_train_steps} takes the place of every_n_epochs={every_n_epochs}: "
+                "set callbacks.checkpoint.every_n_epochs=null with it"
+            )
         super().__init__(
             filename=Path(LAST).stem,
             enable_version_counter=False,
@@ -187,6 +193,8 @@ def damage(path: Path) -> str | None:
         if broken is not None:
             return f"the checksum of {broken} does not hold"
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        return "it holds more than plain data, and is not loaded"
     except Exception as error:  # whatever a reader makes of bytes that are not what was written
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     missing = PARTS - set(content) if isinstance(content, dict) else PARTS

@@ -1,6 +1,5 @@
 """Signals that ask a training to end: nothing that was trained is lost."""
 
-import os
 import signal
 import threading
 import time
@@ -114,7 +113,7 @@ def handing_on(trainer: L.Trainer) -> Iterator[None]:
     Does nothing for a trainer that works in this process.
     """
     launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _MultiProcessingLauncher) or "SLURM_JOB_ID" in os.environ:
+    if not isinstance(launcher, _MultiProcessingLauncher):
         yield
         return
     asked: list[int] = []

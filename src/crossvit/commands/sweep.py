@@ -1,6 +1,7 @@
 """`crossvit sweep status` and `crossvit sweep report`: how the jobs of a sweep fare, and what they have measured."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from crossvit.errors import UserError
 from crossvit.report.cells import Cell
 from crossvit.report.table import Table
 from crossvit.sweeps import Sweep, SweepJob, find
+
+log = logging.getLogger(__name__)
 
 COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "missing": "dim"}
 
@@ -60,6 +63,8 @@ def cells_of(sweep: Sweep) -> list[Cell]:
         row = " ".join(word for word in job.label.split(" ") if not word.startswith("seed=")) or "all seeds"
         if (job.run_dir / "table.json").is_file():
             cells += [replace(cell, row=f"{row}: {cell.row}") for cell in Table.read(job.run_dir).cells]
+        elif job.value is not None and not (job.run_dir / "chain.json").is_file():
+            log.warning("%s: its run directory %s is gone, left out", job.label, job.run_dir)
         elif job.value is not None:
             cells.append(_watched(job, row))
     return cells

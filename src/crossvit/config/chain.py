@@ -199,12 +199,8 @@ def _stretch(cfg: DictConfig) -> None:
         return
     if trainer.max_steps > 0:
         trainer.max_steps = math.ceil(round(trainer.max_steps * factor, 6))
-    elif (trainer.max_epochs or -1) > 0:
-        trainer.max_epochs = math.ceil(round(trainer.max_epochs * factor, 6))
     else:
-        raise UserError(
-            f"arm.length={factor}: set trainer.max_epochs or trainer.max_steps, there is no length to multiply"
-        )
+        trainer.max_epochs = math.ceil(round(trainer.max_epochs * factor, 6))
 
 
 def _as_overrides(name: str, extra: object) -> list[str]:

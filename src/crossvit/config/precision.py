@@ -13,9 +13,12 @@ CPU_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # of x86, and of ARM
 
 
 def resolve_precision(cfg: DictConfig) -> None:
-    """Replaces `auto` by bf16-mixed, 16-mixed or 32 in a config that may be written to."""
-    if str((cfg.get("trainer") or {}).get("precision")) == "auto":
+    """Replaces `auto` by bf16-mixed, 16-mixed or 32, and `32-true` by its other name 32, in a config that may be written to."""
+    given = str((cfg.get("trainer") or {}).get("precision"))
+    if given == "auto":
         cfg.trainer.precision = fastest(str(cfg.trainer.accelerator))
+    elif given == "32-true":
+        cfg.trainer.precision = 32
 
 
 def fastest(accelerator: str) -> str | int:

@@ -33,6 +33,7 @@ def validate(cfg: DictConfig) -> None:
         value = _select(plain, key)
         if value is not _ABSENT:
             check(key, value)
+    _check_length(plain)
     _check_objective(plain)
     _check_objective_fits_task(plain)
     _check_strategy(plain)
@@ -212,6 +213,17 @@ CHECKS: dict[str, Check] = {
 }
 
 
+def _check_length(plain: dict) -> None:
+    trainer = plain.get("trainer") or {}
+    if "max_epochs" not in trainer:
+        return
+    if not any((trainer.get(key) or -1) > 0 for key in ("max_epochs", "max_steps")):
+        raise UserError(
+            "trainer.max_epochs and trainer.max_steps: give one of them a number > 0; the schedule of the learning rate goes by it, "
+            "trainer.max_time may end it sooner"
+        )
+
+
 def _check_objective(plain: dict) -> None:
     terms = plain.get("objective")
     if not isinstance(terms, dict):
@@ -239,9 +251,7 @@ def _check_strategy(plain: dict) -> None:
     the chain, once for each."""
     trainer = plain.get("trainer") or {}
     devices, strategy, nodes = trainer.get("devices"), str(trainer.get("strategy")), trainer.get("num_nodes") or 1
-    several = nodes > 1 or (
-        len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and (devices > 1 or devices == -1)
-    )
+    several = nodes > 1 or _several(devices, str(trainer.get("accelerator")))
     if any(word in strategy for word in ("fsdp", "model_parallel", "deepspeed")) and strategy != SHARDED:
         raise UserError(
             f"trainer.strategy={strategy}: weights are sharded by trainer.strategy={SHARDED}, see trainer=fsdp"
@@ -276,6 +286,16 @@ def _check_strategy(plain: dict) -> None:
         f"trainer.strategy={strategy} with trainer.devices={devices} would start the whole command once for each device: set "
         "trainer=ddp, fsdp, ddp_sim or fsdp_sim, or trainer.strategy=ddp_spawn, or start it with torchrun --nproc-per-node"
     )
+
+
+def _several(devices: Any, accelerator: str) -> bool:
+    """Lightning's ways to say how many: a number, -1 for all, a list of indices, and each of these as text."""
+    if isinstance(devices, list):
+        return len(devices) > 1
+    text = str(devices).strip(" ,")
+    if text == "auto":
+        return accelerator not in ("cpu", "auto")
+    return text == "-1" or "," in text or (text.isdigit() and int(text) > 1)
 
 
 def _is_sweep() -> bool:

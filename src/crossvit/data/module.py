@@ -34,6 +34,16 @@ from crossvit.errors import UserError
 log = logging.getLogger(__name__)
 
 
+def per_device(batch_size: int, devices: int) -> int:
+    """The share of one device in the batch over all of them. Raises UserError, with the nearest that divides, for one that does not."""
+    if batch_size % devices:
+        near = max(1, round(batch_size / devices)) * devices
+        raise UserError(
+            f"data.batch_size={batch_size} is the batch over all devices and does not divide by {devices}: try {near}."
+        )
+    return batch_size // devices
+
+
 class SplitIndex(Protocol):
     """What a dataset's reader returns for one split.
 
@@ -346,15 +356,9 @@ class CrossViTDataModule(LightningDataModule):
     def _train_batches(self, size: int) -> int:
         """Check the global batch against devices and data; returns the batch of one device."""
         _, world_size = self._rank_and_world_size()
-        if self.batch_size % world_size:
-            near = max(1, round(self.batch_size / world_size)) * world_size
-            raise UserError(
-                f"data.batch_size={self.batch_size} is the batch over all devices and does not divide by {world_size}: "
-                f"try {near}."
-            )
         if size < self.batch_size:
             raise UserError(f"data.batch_size={self.batch_size} is more than the {size} training samples: lower it.")
-        return self.batch_size // world_size
+        return per_device(self.batch_size, world_size)
 
     def _position(self) -> Position:
         """Where training stands by the trainer's own progress, which a checkpoint restores before it asks for loaders.

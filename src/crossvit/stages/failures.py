@@ -37,7 +37,8 @@ def less_memory(cfg: DictConfig) -> str:
     """What makes the training of a stage need less memory, as far as its config has not set that already."""
     ways = ["lower data.batch_size"]
     if cfg.stage.task == "cross_modal":
-        ways.append("keep it and set micro_batch=N below it (the loss stays that of the whole batch)")
+        below = cfg.data.batch_size if cfg.micro_batch is None else cfg.micro_batch
+        ways.append(f"keep it and set micro_batch=N below {below} (the loss stays that of the whole batch)")
     if cfg.get("checkpoint_activations") is False:
         ways.append("set checkpoint_activations=true")
     if str(cfg.trainer.precision).startswith("32"):

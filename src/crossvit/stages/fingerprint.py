@@ -32,7 +32,6 @@ TRAINER_KEYS = (
     "val_check_interval",
     "check_val_every_n_epoch",
     "fast_dev_run",
-    "sync_batchnorm",
 )
 DATA_KEYS_OUT = ("num_workers", "eval_batch_size", "max_bad_fraction", "test_split", "cache")
 CALLBACKS_OUT = ("checkpoint", "compute", "validation_curve", "collapse", "progress_bar", "model_summary")
@@ -46,6 +45,8 @@ NEUTRAL = {
     "positions": True,
 }
 """Settings under which nothing is other than before there was such a key: stages from then keep their names."""
+BATCH_NORM = {"sync_batchnorm": "False"}
+"""Of the whole batch on however many devices (`preflight.check_batch_norm`); said as one device says it, by whose name all go."""
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")
 
 
@@ -79,7 +80,7 @@ def what_matters(cfg: DictConfig) -> dict[str, Any]:
         },
         "optimizer": _without(plain["optimizer"], ("fused", "foreach")),
         "scheduler": plain["scheduler"],
-        "trainer": {key: str(trainer[key]) for key in TRAINER_KEYS if trainer.get(key) is not None},
+        "trainer": {key: str(trainer[key]) for key in TRAINER_KEYS if trainer.get(key) is not None} | BATCH_NORM,
         "callbacks": {k: v for k, v in (plain.get("callbacks") or {}).items() if k not in CALLBACKS_OUT and _acts(v)},
     }
 

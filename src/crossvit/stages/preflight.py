@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from crossvit.config import StageConfig
 from crossvit.config.validate import SHARDED
+from crossvit.data.module import per_device
 from crossvit.errors import UserError
 
 
@@ -20,11 +22,14 @@ def check_stage(config: StageConfig, data) -> None:
     cfg = config.cfg
     try:
         check_data(cfg, data)
-        build_trainer(cfg, Path(cfg.paths.run_dir))
+        trainer = build_trainer(cfg, Path(cfg.paths.run_dir))
+        devices = trainer.num_devices * trainer.num_nodes
+        per_device(cfg.data.batch_size, devices)
         task = build_task(cfg, num_classes=len(data.classes) if hasattr(data, "classes") else None)
         parameter_groups(task.network, 1.0, cfg.optimizer.lr_scale or {})
         check_monitors(cfg, task.validation_figures(data))
         check_execution(cfg, task)
+        check_batch_norm(cfg, task, devices)
         if cfg.stage.task == "cross_modal":
             check_terms(task.terms, data)
     except UserError as error:
@@ -53,6 +58,24 @@ def check_execution(cfg: DictConfig, task) -> None:
         raise UserError(
             f"compile={cfg.compile} keeps the buffers of one pass, and micro_batch, an adversary or a momentum teacher makes "
             "several in a step: set compile=default"
+        )
+
+
+def check_batch_norm(cfg: DictConfig, task, devices: int) -> None:
+    """Raises UserError where a BatchNorm that is trained would see a part of the batch: its result would be another than that of the
+    whole batch on one device, under the same name in the store."""
+    norms = (module for module in task.network.train().modules() if isinstance(module, _BatchNorm))
+    if not any(norm.training for norm in norms):
+        return
+    whole = "or keep its statistics: patch_encoder.freeze_norm=true"
+    if cfg.stage.task == "cross_modal" and cfg.micro_batch is not None and cfg.micro_batch < cfg.data.batch_size:
+        raise UserError(
+            f"micro_batch={cfg.micro_batch}: BatchNorm would see parts of the batch: leave it null, {whole}"
+        )
+    if devices > 1 and not cfg.trainer.sync_batchnorm:
+        raise UserError(
+            f"trainer.sync_batchnorm=false on {devices} devices: BatchNorm would see parts of the batch: set it to true (GPUs only), "
+            f"{whole}"
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -27,7 +28,7 @@ NEEDED = (
     "data.image_size",
     "seed",
 )
-INITIAL_WEIGHTS = ("patch_encoder.backbone.checkpoint", "patch_encoder.backbone.pretrained", "text_encoder.pretrained")
+INITIAL_WEIGHTS = ("checkpoint", "pretrained")
 
 
 def stage_directories(path: Path) -> list[Path]:
@@ -66,6 +67,7 @@ def stored_config(directory: Path) -> DictConfig:
                 f"{directory / CONFIG}: {open_ends[0]} is not resolved, and is not looked up; a stage's config holds values"
             )
         cfg = OmegaConf.create(text)
+        cfg = OmegaConf.create(_without_initial_weights(OmegaConf.to_container(cfg, resolve=False)))
         complete = all(OmegaConf.select(cfg, key) is not None for key in NEEDED)
     except FileNotFoundError:
         raise UserError(f"{directory}: no {CONFIG}, so this is no stored stage") from None
@@ -73,17 +75,23 @@ def stored_config(directory: Path) -> DictConfig:
         complete = False
     if not complete:
         raise UserError(f"{directory / CONFIG} is damaged: it does not say how the model is built")
-    for key in INITIAL_WEIGHTS:
-        parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent)
-        if node is not None and name in node.keys():  # noqa: SIM118 (`in node` looks up what the value refers to)
-            node[name] = False if name == "pretrained" and "backbone" in key else None
     try:
         OmegaConf.resolve(cfg)
     except InterpolationResolutionError as error:
         reason = str(error).splitlines()[0].removeprefix("UserError raised while resolving interpolation: ")
         raise UserError(f"{directory / CONFIG}: {reason}") from None
     return cfg
+
+
+def _without_initial_weights(node: Any) -> Any:
+    """Wherever they stand: what is nested in a stranger's config must not reach for a file or the network either."""
+    if isinstance(node, list):
+        return [_without_initial_weights(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: _without_initial_weights(value) for key, value in node.items()}
+    named = [key for key in INITIAL_WEIGHTS if not isinstance(found.get(key, {}), (dict, list))]
+    return found | {key: False if isinstance(found[key], bool) else None for key in named}
 
 
 def restore_model(directory: Path, cfg: DictConfig) -> tuple[CrossViT, dict[str, Tensor]]:

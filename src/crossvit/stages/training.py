@@ -31,8 +31,14 @@ def build_trainer(cfg: DictConfig, directory: Path):
     # torch's own deprecation, raised inside Lightning at every stage
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
+    # refused below
+    warnings.filterwarnings("ignore", message=r".*AMP with fp16 is not supported on CPU.*")
+
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("_target_", None)
+    settings["enable_checkpointing"] = (
+        cfg.callbacks.get("checkpoint") is not None
+    )  # else Lightning puts in one of its own
     place = surroundings(settings["strategy"])
     settings["strategy"] = place.strategy
     if settings["strategy"] == SHARDED:
@@ -53,7 +59,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
             logger=loggers,
             use_distributed_sampler=False,
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())
         if any(word in reason.lower() for word in ("backend", "accelerator", "device", "gpu")):
             reason = f"{reason} (trainer=auto takes what this machine has)"

@@ -249,7 +249,14 @@ class Payload:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     torch.save({"state_dict": Payload(), "loops": {}, "global_step": 1}, tmp_path / "last.ckpt")
-    assert "weights" in damage(tmp_path / "last.ckpt").lower()
+    assert damage(tmp_path / "last.ckpt") == "it holds more than plain data, and is not loaded"
+
+
+def test_two_distances_are_one_too_many():
+    with pytest.raises(
+        UserError, match=r"every_n_train_steps=2 takes the place .* callbacks.checkpoint.every_n_epochs=null"
+    ):
+        StageCheckpoint(every_n_epochs=1, every_n_train_steps=2)
 
 
 def test_a_finished_stage_keeps_its_last_alone(copy):

@@ -102,6 +102,7 @@ def test_changes_with_what_changes_the_result(base, overrides):
         ["trainer=ddp_sim"],
         ["trainer.devices=4"],
         ["trainer=fsdp_sim"],
+        ["trainer=ddp"],
         ["compile=default"],
         ["checkpoint_activations=true"],
         ["channels_last=true"],

@@ -119,6 +119,28 @@ def test_ways_to_run_that_do(overrides):
     pairs_stage(*overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["micro_batch=4"], "micro_batch=4: BatchNorm would see parts of the batch: leave it null, .*freeze_norm=true"),
+        (["trainer=ddp_sim"], "trainer.sync_batchnorm=false on 2 devices: BatchNorm .*freeze_norm=true"),
+    ],
+)
+def test_a_batch_norm_that_would_see_parts_of_the_batch(overrides, message):
+    """It would give another result under the same name."""
+    resnet = ["patch_encoder=resnet18"]
+    with pytest.raises(UserError, match=message):
+        pairs_stage(*resnet, *overrides)
+    pairs_stage(*resnet, "micro_batch=null")
+    pairs_stage(*resnet, *overrides, "patch_encoder.freeze_norm=true")
+    pairs_stage(*overrides)  # conv_stem has none
+
+
+def test_a_batch_that_does_not_divide():
+    with pytest.raises(UserError, match=r"data.batch_size=97 .* does not divide by 2: try 96\."):
+        pairs_stage("trainer=ddp_sim", "data.batch_size=97")
+
+
 def test_compiling_needs_a_compiler(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UserError, match="compile=default needs a C.. compiler"):
@@ -135,6 +157,7 @@ def test_no_gpu():
     ("override", "message"),
     [
         ("trainer.profiler=simpel", "stage imagenet: trainer: .*profiler"),
+        ("trainer.accelerator=tpu", "stage imagenet: trainer: "),
         ("patch_encoder.backbone.groups=7", "stage imagenet: .*"),
         ("optimizer.lr_scale={nothing:0.1}", "stage imagenet: .*nothing"),
     ],

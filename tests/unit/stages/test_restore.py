@@ -166,6 +166,23 @@ def test_yaml_makes_no_objects(stage, mark):
     untouched(stage, mark)
 
 
+TIMM = {"_target_": "crossvit.models.timm_backbone.TimmBackbone", "name": "resnet10t"}
+
+
+@pytest.mark.parametrize(
+    "named", [{"pretrained": True}, {"checkpoint": "/etc/hostname"}], ids=lambda named: next(iter(named))
+)
+def test_initial_weights_are_asked_for_nowhere(stage, mark, named):
+    """Not in the places that a config has for them, and not in one that is nested elsewhere."""
+    spoil(stage, "patch_encoder.backbone", {"_target_": "torch.nn.Sequential", "_args_": [TIMM | named]})
+    spoil(stage, "text_encoder.pretrained", "openai")
+    cfg = stored_config(stage)
+    (key,) = named
+    assert not cfg.patch_encoder.backbone._args_[0][key] and cfg.text_encoder.pretrained is None
+    assert cfg.callbacks.checkpoint is not None
+    untouched(stage, mark)
+
+
 def lying(kind: str) -> bytes:
     """A safetensors file whose header is no true one."""
     header = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}

@@ -2,14 +2,18 @@
 
 import csv
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from itertools import pairwise
 
 import pytest
 import torch
 
-from tests.commands import Job
+from tests.commands import Job, environment
 from tests.integration.conftest import one_stage
 from tests.kills import EVERY_STEP, RUNS, Blow, campaign, command, differences, result, run
 
@@ -231,3 +235,36 @@ def test_another_number_of_processes_goes_on_in_the_same_order(vlr, undisturbed,
     expected = [undisturbed[step][1] for step in by_one]
     assert [found[step][1] for step in by_one] == pytest.approx(expected, rel=2e-3)
     assert max(abs(one - other) for (_, one), (_, other) in pairwise(undisturbed[second:])) > 0.1  # samples matter
+
+
+@pytest.mark.slow
+def test_a_warning_of_slurm_reaches_the_processes_that_a_script_of_ones_own_spawns(vlr, tmp_path):
+    """The command itself has it, as from `#SBATCH --signal=B:USR1@60`: it hands it on, and ends behind the others."""
+    scontrol, queue = tmp_path / "bin" / "scontrol", tmp_path / "queue"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {queue}\n')
+    scontrol.chmod(0o755)
+    inside = {"SLURM_JOB_ID": "77", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    command = [
+        sys.executable,
+        "-m",
+        "crossvit",
+        *map(str, vlr),
+        "trainer=ddp_sim",
+        "trainer.max_epochs=500",
+        *EVERY_STEP,
+    ]
+    with subprocess.Popen(
+        command, env=environment(tmp_path) | inside, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as job:
+        written, end = Written(tmp_path, 1), time.monotonic() + 180
+        while not written():
+            assert job.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        err = job.communicate(timeout=60)[1]
+    assert job.returncode == 138, err
+    assert "ended by SIGUSR1" in err and "Traceback" not in err
+    assert queue.read_text() == "requeue 77\n"
+    (last,) = tmp_path.glob("runs/stages/.partial-*/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] > 0

@@ -64,7 +64,7 @@ def whole(corpus, smoke, tmp_path_factory) -> Whole:
 
 SIGNALS = [
     pytest.param(Blow("validation", 5, number=signal.SIGTERM), 143, 6, id="SIGTERM in a validation", marks=pytest.mark.slow),
-    pytest.param(Blow("step", 5, number=signal.SIGUSR1), 138, 5, id="SIGUSR1 in a step"),
+    pytest.param(Blow("step", 5, number=signal.SIGUSR1), 138, 5, id="SIGUSR1 in a step", marks=pytest.mark.slow),
     pytest.param(Blow("step", 11, number=signal.SIGINT), 130, 11, id="Ctrl-C in a step", marks=pytest.mark.slow),
     pytest.param(Blow("step", 10, number=signal.SIGTERM), 143, 10, id="SIGTERM in the last step of an epoch", marks=pytest.mark.slow),
 ]  # fmt: skip

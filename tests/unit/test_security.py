@@ -28,6 +28,7 @@ JUDGED = {
     ("callbacks/preempted.py", "subprocess.run"): "scontrol, with the job's own number",
     ("data/devkit.py", "torch.load"): "weights_only=True",
     ("data/devkit.py", "pickle"): "the name of an exception",
+    ("callbacks/checkpoint.py", "pickle"): "the name of an exception",
 }
 LOADS = {"torch.load", "np.load", "numpy.load"}
 DANGEROUS = {

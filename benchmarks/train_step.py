@@ -66,7 +66,6 @@ CROSSVIT = [
     "trainer=cpu",
     "trainer.gradient_clip_val=null",
     "trainer.max_epochs=1",
-    "trainer.enable_checkpointing=false",
     "callbacks=quiet",
     "callbacks.checkpoint=null",
     "callbacks.compute=null",

@@ -4,6 +4,7 @@ A failure in a worker or in a spawned process arrives as the text of its traceba
 what is known here.
 """
 
+import multiprocessing
 import os
 import re
 import signal
@@ -63,6 +64,7 @@ def explained(where: str, smaller: str, directory: Path | None = None) -> Iterat
             reason = explain(meanwhile, smaller, directory)
         if reason is None:
             raise
+        _end_children()
         raise UserError(f"{where}: {reason}") from (None if isinstance(error, UserError) else error)
 
 
@@ -111,6 +113,15 @@ def _report_workers_once() -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     if getattr(handler, "__module__", "").startswith("torch.utils.data"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _end_children() -> None:
+    """Data workers that are left: one that opens a socket while this process removes the folder for them makes it end in a traceback."""
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(timeout=5)
 
 
 def _worker(cause: str | None) -> str:

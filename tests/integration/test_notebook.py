@@ -1,11 +1,13 @@
 """The notebook runs from its first cell to its last on a run of this session."""
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from tests.documents import ROOT
 
 
+@pytest.mark.slow
 def test_explore(smoke, monkeypatch):
     root, _ = smoke
     monkeypatch.setenv("CROSSVIT_RUN", str(root / "runs" / "smoke"))

@@ -55,7 +55,7 @@ def test_the_documents_show_every_command():
 @pytest.mark.parametrize(
     "shown",
     [
-        pytest.param(shown, marks=[] if shown in SHOWN_FIRST else pytest.mark.slow)
+        pytest.param(shown, marks=[] if shown in SHOWN_FIRST and " -m " not in shown else pytest.mark.slow)
         for shown in SHOWN
         if not uses_an_added_file(shlex.split(shown))
     ],

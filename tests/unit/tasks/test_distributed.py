@@ -174,7 +174,7 @@ def alone() -> dict:
     return everything(0, 1)
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 processes", "3 processes"])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids=["2 processes", "3 processes"])
 def ranks(request) -> list[dict]:
     """What each rank found: one spawn for all the checks."""
     return run_distributed(everything, request.param)

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,6 +14,8 @@ from crossvit.launch import place
 from crossvit.signals import asked
 
 WITHOUT_LIGHTNING = ("report", "data", "sweep")
+SECONDS_TO_SPEAK = 20.0
+"""How long a process behind the first leaves it to that one to say what is wrong."""
 
 
 class Job:
@@ -137,7 +140,7 @@ def report(error: Exception, everywhere: bool = False) -> None:
     from crossvit.redaction import redact
 
     error.reported_by = os.getpid()
-    if not everywhere and _rank() != 0:
+    if not everywhere and _rank() != 0 and _first_has_spoken():
         return
     if isinstance(error, UserError):
         told = f"crossvit: error: {error}\n"
@@ -148,6 +151,19 @@ def report(error: Exception, everywhere: bool = False) -> None:
 
         told = "".join(traceback.format_exception(error))
     sys.stderr.write(redact(told))
+
+
+def _first_has_spoken() -> bool:
+    """Waits for the launcher, which ends all processes once one has left: left at once, the first would be ended before it has spoken.
+
+    False where nobody has ended this process: it may be alone with its error.
+    """
+    try:
+        time.sleep(SECONDS_TO_SPEAK)
+    except Stopped:
+        asked.clear()
+        return True
+    return False
 
 
 def _rank() -> int:

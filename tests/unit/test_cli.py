@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 import types
@@ -12,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
-from crossvit import cli
+from crossvit import cli, job
 from crossvit.errors import UserError
 
 HEAVY = {"torch", "lightning", "numpy", "timm", "open_clip", "wandb", "torchmetrics", "pandas"}
@@ -174,6 +175,22 @@ class TestErrors:
         monkeypatch.setenv("RANK", "1")
         code, _, err = crossvit("train", "optimizer.lr=-1")
         assert code == 2 and err.startswith("crossvit: error: optimizer.lr")
+
+    @pytest.fixture
+    def second_of_two(self, monkeypatch):
+        for name, value in {"TORCHELASTIC_RUN_ID": "some", "RANK": "1", "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+
+    def test_a_process_behind_the_first_waits_to_be_ended(self, crossvit, train, second_of_two, monkeypatch):
+        monkeypatch.setattr(job.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+        assert crossvit("train", "optimizer.lr=-1")[::2] == (2, "")
+
+    def test_a_process_behind_the_first_speaks_where_it_is_alone(self, crossvit, train, second_of_two, monkeypatch):
+        waited = []
+        monkeypatch.setattr(job.time, "sleep", waited.append)
+        code, _, err = crossvit("train", "optimizer.lr=-1")
+        assert code == 2 and err.startswith("crossvit: error: optimizer.lr")
+        assert waited == [job.SECONDS_TO_SPEAK]
 
     def test_a_cluster_that_is_not_there(self, crossvit, train, monkeypatch):
         monkeypatch.setenv("PATH", os.path.dirname(sys.executable))

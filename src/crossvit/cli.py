@@ -176,7 +176,9 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
 
 def _asks_for_jobs(override: str) -> bool:
     """`sweep=` and any `cluster=` but the local one stand for -m: what they say is about jobs that are started from here."""
-    key, _, option = override.partition("=")
+    from crossvit.config.overrides import override_key
+
+    key, option = override_key(override), override.partition("=")[2]
     return (key == "sweep" and option != "null") or (key == "cluster" and option not in ("local", "null"))
 
 

@@ -28,8 +28,10 @@ class Job:
     """
 
     def __init__(self, command: str, given: Sequence[str] = ()) -> None:
+        from crossvit.config.overrides import override_root
+
         self.command = command
-        self.given = [o for o in given if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
+        self.given = [o for o in given if override_root(o) != "hydra"]
         self.failure: Exception | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -17,6 +17,11 @@ class Place(NamedTuple):
     launcher: str | None
 
 
+def in_slurm_job() -> bool:
+    """Whether SLURM has started this process, or what has started it: it then warns of the end and may requeue the job."""
+    return "SLURM_JOB_ID" in os.environ
+
+
 def place() -> Place:
     """Raises UserError where WORLD_SIZE asks for several processes that neither torchrun nor srun has started."""
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -1,6 +1,5 @@
 """SIGTERM and SIGUSR1 for a command as a whole; a training answers them itself (`callbacks/interrupt.py`)."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from crossvit.errors import Stopped
+from crossvit.launch import in_slurm_job
 
 asked: list[int] = []
 """The signals that have asked this command to end."""
@@ -20,7 +20,7 @@ def answered() -> Iterator[None]:
     Files appear whole or not at all, so every place is one to leave at. Under SLURM the handlers are Lightning's and submitit's.
     """
     numbers = (signal.SIGTERM, signal.SIGUSR1)
-    if "SLURM_JOB_ID" in os.environ or threading.current_thread() is not threading.main_thread():
+    if in_slurm_job() or threading.current_thread() is not threading.main_thread():
         numbers = ()
     asked.clear()
 

@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.config.explain import suggest
+from crossvit.config.overrides import override_key, override_root
 from crossvit.errors import UserError
 from crossvit.report.atomic import write_atomically
 
@@ -105,7 +106,7 @@ def automatic_name(command: str, given: Sequence[str]) -> str:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(given))
-    named = [o for o in parsed if _root(o.key_or_group) not in UNNAMED]
+    named = [o for o in parsed if override_root(o.key_or_group) not in UNNAMED]
     options = [str(o.value()) for o in named if o.key_or_group == "sweep"]
     keys = options or sorted(o.key_or_group.rpartition(".")[2] for o in named if o.is_sweep_override())
     text = "\n".join([command, *sorted(str(o.input_line) for o in named)])
@@ -123,19 +124,15 @@ def check_swept(given: Sequence[str]) -> None:
         return
     for override in parsed:
         key = override.get_key_element()
-        if override.is_sweep_override() and _root(key) in UNNAMED:
+        if override.is_sweep_override() and override_root(key) in UNNAMED:
             raise UserError(
                 f"{key} says where things lie, not what is trained, and cannot be swept: start one command for each value"
             )
 
 
-def _root(key: str) -> str:
-    return key.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
-
-
 def digest(overrides: Sequence[str]) -> str:
     """The name of a job's file: by what it was asked for, so that its number may change. Where it runs does not count."""
-    kept = sorted(o for o in overrides if _root(o) not in UNNAMED)
+    kept = sorted(o for o in overrides if override_root(o) not in UNNAMED)
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
 
 
@@ -223,7 +220,7 @@ def _write(file: Path, record: dict[str, Any]) -> None:
 
 
 def _job(path: Path, overrides: tuple[str, ...], swept: tuple[str, ...], record: dict[str, Any] | None) -> SweepJob:
-    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    keys = {override: override_key(override) for override in overrides}
     label = " ".join(override for override in overrides if keys[override] in swept) or "(one job)"
     if record is None:
         return SweepJob(overrides, label, "missing")

@@ -19,7 +19,7 @@ SIGNS = 20  # of life, in the time of one timeout
 WAITING = (f"torch{os.sep}distributed{os.sep}", f"torch{os.sep}autograd{os.sep}graph.py")
 
 
-class Place(NamedTuple):
+class Whereabouts(NamedTuple):
     """Where a process stands: training batches it has begun, whether it waits for the others, the line it is in, and since when."""
 
     batches: int
@@ -70,7 +70,7 @@ class RankWatch(L.Callback):
     def _watch(self, rank: int, world_size: int, root: Path, main: int, stop: threading.Event) -> None:
         interval = self.timeout / SIGNS
         wait = timedelta(seconds=max(1.0, interval))
-        place = Place(0, False, "", time.time())
+        place = Whereabouts(0, False, "", time.time())
         told = False
         try:
             store = dist.TCPStore(
@@ -94,12 +94,12 @@ class RankWatch(L.Callback):
                     _write(root, f"process 0, or its machine, does not answer any more; process {rank} {place.told()}")
                 return
 
-    def _place(self, main: int) -> Place:
+    def _place(self, main: int) -> Whereabouts:
         frame = sys._current_frames().get(main)
         waits, line = _where(frame)
-        return Place(self._batches, waits, line, time.time())
+        return Whereabouts(self._batches, waits, line, time.time())
 
-    def _tell(self, store: Any, rank: int, world_size: int, root: Path, own: Place, interval: float) -> None:
+    def _tell(self, store: Any, rank: int, world_size: int, root: Path, own: Whereabouts, interval: float) -> None:
         if not own.waits:
             return  # the others wait for this one, and say so
         late = []
@@ -108,7 +108,7 @@ class RankWatch(L.Callback):
                 late.append(f"process {other}, which has never been here")
                 continue
             *fields, seen = json.loads(store.get(_key(other)))
-            place = Place(*fields)
+            place = Whereabouts(*fields)
             silent = time.time() - seen
             if silent > 5 * interval:
                 late.append(f"process {other}, which gives no sign of life since {silent:.0f} s")

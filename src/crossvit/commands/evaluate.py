@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from crossvit.commands.run import run_directory, task_overrides
 from crossvit.commands.table import present
+from crossvit.config.overrides import override_key
 from crossvit.errors import UserError
 from crossvit.report.table import Table
 from crossvit.stages.evaluating import evaluate_stages
@@ -18,7 +19,7 @@ def run(cfg: DictConfig) -> Table:
 
     Model, picture size and corpus are those of the run; `scenes.<key>` given on the command line names another corpus.
     """
-    given = [override.partition("=")[0] for override in task_overrides()]
+    given = list(map(override_key, task_overrides()))
     scenes = {key: cfg.scenes[key] for key in cfg.scenes if f"scenes.{key}" in given}
     cells = evaluate_stages(stored_stages(Path(cfg.run)), cfg.suite, cfg.paths, scenes)
     return present(cells, run_directory())

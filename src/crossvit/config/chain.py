@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.config.compose import Composed, compose_with_choices
+from crossvit.config.overrides import override_key, override_root
 from crossvit.config.precision import resolve_precision
 from crossvit.config.validate import validate
 from crossvit.errors import UserError
@@ -125,11 +126,6 @@ def is_stage_scoped(override: str) -> bool:
     return root in STAGE_GROUPS or (root == "trainer" and rest in STAGE_TRAINER_KEYS)
 
 
-def override_key(override: str) -> str:
-    """The key or group of an override without its prefix (+, ++, ~) and package."""
-    return override.partition("=")[0].lstrip("+~").partition("@")[0].strip()
-
-
 def _shared(overrides: list[str], target: Composed) -> list[str]:
     """What of a command line holds for the whole chain."""
     shared = [override for override in overrides if not is_stage_scoped(override)]
@@ -181,9 +177,9 @@ def _check_arm(target: Composed, overrides: list[str], additions: dict[str, list
         raise UserError(
             f"arm={arm}: its arm.name is {target.cfg.arm.name!r}; write arm.name: {arm} in conf/arm/{arm}.yaml"
         )
-    if not any(override_key(override).split(".")[0] == "chain" for override in overrides):
+    if not any(override_root(override) == "chain" for override in overrides):
         return
-    alone = [override for override in overrides if override_key(override).split(".")[0] != "chain"]
+    alone = [override for override in overrides if override_root(override) != "chain"]
     for name, extra in (compose_with_choices(alone, primary).cfg.get("chain") or {}).items():
         lost = [override for override in extra or () if override not in additions.get(str(name), [])]
         if lost:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from crossvit.config.overrides import override_root
 from crossvit.errors import UserError
 from crossvit.redaction import redact
 
@@ -158,7 +159,7 @@ def automatic_run_name(choices: dict[str, str | None], overrides: list[str], see
     settings = dict(
         override.partition("=")[::2] for override in overrides
     )  # a later override of a key replaces the first
-    rest = sorted(f"{key}={value}" for key, value in settings.items() if key.lstrip("+~").split(".")[0] not in UNNAMED)
+    rest = sorted(f"{key}={value}" for key, value in settings.items() if override_root(key) not in UNNAMED)
     if rest:
         parts.append(hashlib.sha256("\n".join(rest).encode()).hexdigest()[:6])
     return "-".join(parts).replace("/", "_") or "run"

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from crossvit.config.overrides import override_key
+
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 """What Hydra raises for a config that does not compose; ValueError for flags or overrides that exclude each other."""
 
@@ -45,7 +47,7 @@ def explain(error: Exception, primary: str, overrides: list[str], config_dir: st
         return _missing_option(error)
     text = str(error)
     if text.startswith("Config group override must be"):
-        empty = [o for o in overrides if o.partition("=")[0] in _groups() and o.partition("=")[2] in ("null", "")]
+        empty = [o for o in overrides if override_key(o) in _groups() and o.partition("=")[2] in ("null", "")]
         return f"{', '.join(empty)}: leave it out, or write ~group to choose nothing"
     if isinstance(error, YAMLError):
         return f"a config file is not valid YAML: {' '.join(text.split())}"
@@ -111,7 +113,7 @@ def _without_values(primary: str, overrides: list[str], config_dir: str | None):
     from crossvit.config.compose import config_directory
 
     groups = _groups()
-    chosen = [override for override in overrides if override.partition("=")[0].partition("@")[0] in groups]
+    chosen = [override for override in overrides if override_key(override) in groups]
     beside = [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):

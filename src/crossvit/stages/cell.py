@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.config import StageConfig, chain_configs
-from crossvit.config.chain import override_key
+from crossvit.config.overrides import override_key, override_root
 from crossvit.errors import UserError
 from crossvit.redaction import redact
 from crossvit.report.atomic import write_atomically
@@ -120,7 +120,7 @@ def _run(cfg: DictConfig, overrides: list[str], configs: list[StageConfig]) -> d
 
 def command_line(cfg: DictConfig, overrides: list[str]) -> str:
     """The command that runs this cell alone, without the places on this machine."""
-    given = [override for override in overrides if override_key(override).split(".")[0] not in ("paths", "run_name")]
+    given = [override for override in overrides if override_root(override) not in ("paths", "run_name")]
     return shlex.join(["crossvit", cfg.command, *map(redact, given)])
 
 

@@ -1,6 +1,5 @@
 """The Lightning Trainer of a stage, built from its config."""
 
-import os
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from crossvit.config.validate import SHARDED
 from crossvit.errors import UserError
+from crossvit.launch import in_slurm_job
 from crossvit.stages.build import CALLBACK, LOGGER, make
 from crossvit.stages.ranks import surroundings
 
@@ -48,7 +48,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
     if cfg.callbacks.get("progress_bar") is None:
         settings["enable_progress_bar"] = False  # else Lightning puts a bar of its own in the place of the one left out
     callbacks = [make(node, CALLBACK) for node in cfg.callbacks.values() if node is not None]
-    interrupt = Preempted() if "SLURM_JOB_ID" in os.environ else Interrupt()
+    interrupt = Preempted() if in_slurm_job() else Interrupt()
     loggers = [make(node, LOGGER) for node in cfg.logger.values() if node is not None]
     try:
         trainer = L.Trainer(

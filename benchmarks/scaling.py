@@ -12,7 +12,7 @@ takes each process under DDP (contrastive and matching terms, AdamW), the least 
 
 `modelled`: the same formula for larger models and more GPUs, every device with --local-batch pairs of 32 words, with these assumptions:
 compute takes its counted FLOPs at 40 % of 790 TFLOP/s; rings send 2 (W-1)/W of an all-reduce, (W-1)/W of a whole gathered or scattered
-tensor; 450 GB/s between the 8 GPUs of a node, 50 GB/s for each GPU between nodes, a ring being as fast as its slowest link; gradients and
+tensor, and of rows fetched from all alike as much of them; 450 GB/s between the 8 GPUs of a node, 50 GB/s for each GPU between nodes, a ring being as fast as its slowest link; gradients and
 shards travel beside the backward pass and cost what exceeds it (two thirds of the compute), features do not; activations grow with the
 local batch alone and are counted under bf16 autocast with attention written out, so they are an upper bound on a GPU.
 
@@ -91,7 +91,8 @@ class Formula(NamedTuple):
     tile: int = 256
 
     def features(self) -> dict[str, int]:
-        """What the objective's collectives carry: tensors that are gathered (whole), and tensors that are summed over devices."""
+        """What the objective's collectives carry: tensors that are gathered (whole), tensors that are summed over devices, and rows that
+        devices fetch from each other (of one device; the mean over all, for which rows they are is drawn)."""
         if self.world == 1:
             return {}
         total, s = self.world * self.local, self.sizes
@@ -102,11 +103,11 @@ class Formula(NamedTuple):
             return {"gathered": ids + embeddings + columns, "summed": embeddings + columns}
         found = {"gathered": ids + 2 * embeddings, "summed": 2 * embeddings + 2 * means}
         if self.objective == "itc_itm":
-            tokens = 4 * total * (math.prod(s.visual) + math.prod(s.text))
-            found["gathered"] += (
-                tokens + 4 * total * s.text[1] + total * s.text[0]
-            )  # pooled texts, whose gradient nobody asks for; the mask
-            found["summed"] += tokens + 2 * 8 + means  # the longest text, asked for twice
+            tokens = 4 * self.local * (math.prod(s.visual) + math.prod(s.text))
+            pooled, mask = 4 * self.local * s.text[1], self.local * s.text[0]  # nobody asks for the gradient of pooled
+            places = 2 * 8 * (self.world + self.local)  # how many rows from each device, and which: captions, pictures
+            found["exchanged"] = 2 * tokens + pooled + mask + places
+            found["summed"] += 2 * 8 + means  # the longest text, asked for twice
         return found
 
     def weights(self) -> dict[str, int]:
@@ -140,7 +141,7 @@ class Formula(NamedTuple):
         logits = 5 * min(self.tile, total) if self.objective == "itc_tiled" else 4 * total
         found = 4 * self.local * logits
         if self.world > 1:
-            found += 2 * self.features()["gathered"]
+            found += 2 * self.features()["gathered"] + self.features().get("exchanged", 0)
         if self.strategy == "ddp":
             return found + (4 * s.parameters if self.world > 1 else 0)
         units = sorted((sum(map(math.prod, unit.trained + unit.frozen)) for unit in s.units), reverse=True)
@@ -149,7 +150,7 @@ class Formula(NamedTuple):
     def sent(self) -> dict[str, float]:
         """By this device over its link, in rings."""
         share = (self.world - 1) / self.world
-        times = {"gathered": share, "scattered": share, "summed": 2 * share}
+        times = {"gathered": share, "scattered": share, "summed": 2 * share, "exchanged": share}
         return {
             name: sum(times[kind] * size for kind, size in part.items())
             for name, part in (("features", self.features()), ("weights", self.weights()))
@@ -253,6 +254,7 @@ COLLECTIVES = {  # of torch.distributed: what kind each is, and which argument h
     "all_gather_into_tensor": ("gathered", 0),
     "all_gather_single": ("gathered", 0),
     "all_reduce": ("summed", 0),
+    "all_to_all_single": ("exchanged", 0),
     "reduce_scatter_tensor": ("scattered", 1),
     "reduce_scatter_single": ("scattered", 1),
 }
@@ -260,7 +262,8 @@ COLLECTIVES = {  # of torch.distributed: what kind each is, and which argument h
 
 @contextmanager
 def counted() -> Iterator[Counter]:
-    """Bytes that collectives of torch.distributed carry, by kind: of a gather or a scatter the whole tensor, of a sum what is summed."""
+    """Bytes that collectives of torch.distributed carry, by kind: of a gather or a scatter the whole tensor, of a sum what is summed, of an
+    exchange what arrives here."""
     found: Counter = Counter()
     plain = {name: getattr(dist, name) for name in COLLECTIVES if hasattr(dist, name)}
 
@@ -416,7 +419,8 @@ TIMED = (("tiny", 96), ("r18_small", 8))  # model, and pairs of each process
 
 
 def checked(ranks: list[int], model: str, local: int, words: int, times: int, timed=TIMED) -> list[dict]:
-    """The rows of rank 0 for each number of processes; then those of a step's time, with the ratio to one process."""
+    """The rows of each number of processes; then those of a step's time, with the ratio to one process. Rank 0's, and of what devices fetch
+    from each other the mean over them."""
     rows = []
     for world in ranks:
         with tempfile.TemporaryDirectory() as folder:
@@ -434,7 +438,11 @@ def checked(ranks: list[int], model: str, local: int, words: int, times: int, ti
             answers = [process.communicate() for process in running]
             if any(process.returncode for process in running):
                 raise RuntimeError("\n".join(err.decode()[-2000:] for _, err in answers))
-            rows += json.loads(answers[0][0].splitlines()[-1])
+            first, *others = (json.loads(out.splitlines()[-1]) for out, _ in answers)
+            for i, row in enumerate(first):
+                if "exchanged" in row.get("carried", ()):
+                    row["carried"]["exchanged"] = sum(ranks[i]["carried"]["exchanged"] for ranks in (first, *others)) / world
+            rows += first
     alone = {row["model"]: row["cpu_seconds_a_step"] for row in rows if "model" in row and row["ranks"] == 1}
     for row in rows:
         if row.get("model") in alone:

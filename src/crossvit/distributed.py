@@ -43,6 +43,49 @@ def gather_with_grad(tensor: Tensor) -> Tensor:
     return tensor if world_size() == 1 else _Gather.apply(tensor)
 
 
+class Fetch:
+    """Rows of the global batch that this rank wants, sent by those who hold them: what travels does not grow with the number of ranks.
+
+    index (n,) int64: places in the global batch; n may differ between ranks. Every rank must make as many of these, and call them as often.
+    """
+
+    def __init__(self, index: Tensor) -> None:
+        self.index = index
+        world = world_size()
+        if world == 1:
+            return
+        owner = index % world
+        self.order = owner.argsort(stable=True)  # by owner
+        wanted = torch.bincount(owner, minlength=world)
+        asked = torch.empty_like(wanted)
+        dist.all_to_all_single(asked, wanted)
+        self.wanted, self.asked = wanted.tolist(), asked.tolist()
+        self.rows = self._send((index // world)[self.order], to_owner=True)  # of this rank, for the others
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """(b, ...) on each rank -> (n, ...), the rows at `index`; the backward pass brings each row's gradient back, summed over the ranks."""
+        return tensor[self.index] if world_size() == 1 else _Fetched.apply(tensor, self)
+
+    def bring(self, tensor: Tensor) -> Tensor:
+        """`__call__` between ranks, without a gradient."""
+        received = self._send(tensor[self.rows], to_owner=False)
+        return torch.empty_like(received).index_copy_(0, self.order, received)
+
+    def bring_back(self, grad: Tensor, size: int) -> Tensor:
+        """(n, ...) -> (size, ...): for each local row the sum of what the ranks that have asked for it send."""
+        received = self._send(grad[self.order], to_owner=True)
+        return received.new_zeros(size, *received.shape[1:]).index_add_(0, self.rows, received)
+
+    def _send(self, tensor: Tensor, to_owner: bool) -> Tensor:
+        sent, arriving = (self.wanted, self.asked) if to_owner else (self.asked, self.wanted)
+        received = tensor.new_empty(sum(arriving), *tensor.shape[1:])
+        if tensor.dtype == torch.bool:  # which not every backend sends
+            dist.all_to_all_single(received.view(torch.uint8), tensor.contiguous().view(torch.uint8), arriving, sent)
+        else:
+            dist.all_to_all_single(received, tensor.contiguous(), arriving, sent)
+        return received
+
+
 def pad_to_longest(tensor: Tensor, dim: int, value: float = 0) -> Tensor:
     """Pads `dim` to its greatest length over all ranks (captions are cut to the longest of a rank's own rows)."""
     if world_size() == 1:
@@ -83,3 +126,14 @@ class _Gather(torch.autograd.Function):
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad[rank() :: world_size()]
+
+
+class _Fetched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: Tensor, fetch: Fetch) -> Tensor:
+        ctx.fetch, ctx.size = fetch, tensor.shape[0]
+        return fetch.bring(tensor)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.fetch.bring_back(grad, ctx.size), None

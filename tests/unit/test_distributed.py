@@ -1,4 +1,4 @@
-"""Gathering in global order, its gradient, and the global mean, in 2 and 3 processes."""
+"""Gathering in global order, fetching rows, their gradients, and the global mean, in 2 and 3 processes."""
 
 import pytest
 import torch
@@ -40,8 +40,30 @@ def test_rows_come_in_global_order_and_gradients_find_their_way_back(world):
     assert sum(means) / world == pytest.approx(sum(counted) / len(counted))
 
 
+def _fetch(rank: int, world: int):
+    local = torch.tensor([[10.0 * rank], [10.0 * rank + 1], [10.0 * rank + 2]], requires_grad=True)
+    index = torch.tensor([0, 2 * world + 1, 1, 0]) if rank == 0 else torch.tensor([rank], dtype=torch.long)
+    if rank == world - 1 > 1:
+        index = index[:0]  # wants nothing
+    fetch = distributed.Fetch(index)
+    rows = fetch(local)
+    (rows * (rank + 1) * torch.arange(1.0, len(index) + 1)[:, None]).sum().backward()
+    flags = distributed.Fetch(index)(torch.tensor([False, rank == 0, rank == 1]))
+    return rows.detach().flatten().tolist(), local.grad.flatten().tolist(), flags.tolist()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_wanted_rows_alone_are_sent_and_gradients_find_their_way_back(world):
+    results = run_distributed(_fetch, world)
+    # rank 0 wants rows 0 of rank 0 (twice), 2 of rank 1, 0 of rank 1; rank 1 wants its own row 0; a third wants nothing
+    assert [rows for rows, _, _ in results] == [[0.0, 12.0, 10.0, 0.0], [10.0], []][:world]
+    assert [grad for _, grad, _ in results] == [[1.0 + 4.0, 0, 0], [3.0 + 2.0, 0, 2.0], [0, 0, 0]][:world]
+    assert [flags for _, _, flags in results] == [[False, True, False, False], [False], []][:world]
+
+
 def test_one_process_is_the_identity():
     x = torch.randn(3, 2)
     assert distributed.gather(x) is x
     assert distributed.gather_with_grad(x) is x
+    assert torch.equal(distributed.Fetch(torch.tensor([2, 0]))(x), x[[2, 0]])
     assert distributed.global_mean(torch.tensor([1.0, 3.0]), torch.tensor([False, False]))[0] == 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crossvit.distributed import global_mean
+from crossvit.distributed import Fetch, global_mean, pad_to_longest
 from crossvit.objectives.term import PairState, Term, TermOutput
 
 Hard = bool | Literal["random"]
@@ -63,13 +63,16 @@ class Pairs(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The hard negatives of the local rows `own` (o,): places of a caption and an image in the global batch, and whether one was found."""
+    """The hard negatives of the local rows `own` (o,): places of a caption and an image in the global batch, whether one was found, and
+    the way to what the towers say of it."""
 
     own: Tensor
     text: Tensor
     text_found: Tensor
     image: Tensor
     image_found: Tensor
+    fetch_text: Fetch
+    fetch_image: Fetch
 
 
 class Matching(NamedTuple):
@@ -100,7 +103,8 @@ def draw_negatives(state: PairState, random: bool = False) -> Drawn:
         text, text_found = draw_hard_negatives(to_texts, state.text_candidates, uniform[:batch][state.rows])
         image, image_found = draw_hard_negatives(to_images, state.image_candidates, uniform[batch:][state.rows])
         own = torch.arange(len(text), device=text.device) if state.label is None else state.true.nonzero().squeeze(1)
-        state.shared[key] = Drawn(own, text[own], text_found[own], image[own], image_found[own])
+        text, image = text[own], image[own]
+        state.shared[key] = Drawn(own, text, text_found[own], image, image_found[own], Fetch(text), Fetch(image))
     return state.shared[key]
 
 
@@ -120,13 +124,14 @@ def hard_pairs(state: PairState, random: bool = False) -> dict[str, Pairs]:
     """Each true local pair's image with the caption drawn for it (`by_text`), and its caption with the image (`by_image`)."""
     drawn = draw_negatives(state, random)
     own, false = drawn.own, torch.zeros_like(drawn.text)
-    tokens, pooled, mask = (column[drawn.text] for column in state.all_text)
+    tokens, mask = (drawn.fetch_text(pad_to_longest(column, 1)) for column in (state.text, state.text_mask))
+    pooled = drawn.fetch_text(state.text_pooled)
     to_text = (state.image_embedding[own] * state.all_text_embedding[drawn.text]).sum(dim=1)
     to_image = (state.text_embedding[own] * state.all_image_embedding[drawn.image]).sum(dim=1)
     captions = (state.text[own], state.text_pooled[own], state.text_mask[own])
     return {
         "by_text": Pairs(state.visual[own], tokens, pooled, mask, to_text, false, drawn.text_found),
-        "by_image": Pairs(state.all_visual[drawn.image], *captions, to_image, false, drawn.image_found),
+        "by_image": Pairs(drawn.fetch_image(state.visual), *captions, to_image, false, drawn.image_found),
     }
 
 

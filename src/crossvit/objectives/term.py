@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossvit.distributed import gather, gather_with_grad, global_rows, pad_to_longest
+from crossvit.distributed import gather, gather_with_grad, global_rows
 from crossvit.objectives.randomness import Replay
 from crossvit.objectives.tiled import Positives, list_positives
 
@@ -158,17 +158,6 @@ class PairState:
     @cached_property
     def all_negative_present(self) -> Tensor | None:
         return None if self.negative_present is None else gather(self.negative_present)
-
-    @cached_property
-    def all_visual(self) -> Tensor:
-        return gather_with_grad(self.visual)
-
-    @cached_property
-    def all_text(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (B, M, d_t), pooled (B, d_t) and mask (B, M) of all ranks' captions."""
-        tokens = gather_with_grad(pad_to_longest(self.text, 1))
-        mask = gather(pad_to_longest(self.text_mask, 1))
-        return tokens, gather_with_grad(self.text_pooled), mask
 
     @cached_property
     def all_ids(self) -> tuple[Tensor, Tensor, Tensor]:

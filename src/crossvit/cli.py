@@ -79,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(command_page(own, DATA_COMMANDS[own]) if own else command_page(command, COMMANDS[command]))
         return 0
     command, rest = primary_and_overrides(command, rest)
-    _run_hydra(command, rest)
+    _hand_over(command, rest)
     return 0
 
 
@@ -118,7 +118,7 @@ def data_command(rest: list[str]) -> tuple[str, list[str]]:
     raise UserError(f"usage: {DATA_USAGE}")
 
 
-def _run_hydra(command: str, arguments: list[str]) -> None:
+def _hand_over(command: str, arguments: list[str]) -> None:
     """Hands over to Hydra's own entry point: one job, a sweep (-m), --cfg, --info and its other flags."""
     from hydra import version
     from hydra._internal.utils import _run_hydra, get_args_parser

@@ -20,6 +20,8 @@ from crossvit.callbacks.rank_watch import read_late
 from crossvit.errors import UserError
 
 EVALUATION = "lower data.eval_batch_size of this entry of the suite"
+LOGITS_WEIGH = 4096
+"""Global batch from which the contrastive logits of all its pairs are a large part of what a step holds."""
 _DEVICE_MEMORY = re.compile(r"CUDA out of memory\.[^\n]*|CU\w+_STATUS_ALLOC_FAILED|out of device memory[^\n]*")
 _HOST_MEMORY = re.compile(
     r"DefaultCPUAllocator: [^\n]*|std::bad_alloc|Cannot allocate memory|Unable to allocate [^\n]*|\bMemoryError\b"
@@ -44,6 +46,12 @@ def less_memory(cfg: DictConfig) -> str:
         ways.append("set checkpoint_activations=true")
     if str(cfg.trainer.precision).startswith("32"):
         ways.append("set trainer.precision=bf16-mixed")
+    for name in ("itc", "sigmoid"):
+        term = cfg.get("objective", {}).get(name)
+        if term and term.weight and term.tile is None and cfg.data.batch_size >= LOGITS_WEIGH:
+            ways.append(f"set objective.{name}.tile=256")
+    if str(cfg.trainer.strategy).startswith("ddp"):
+        ways.append("share the weights out with trainer=fsdp")
     return ", or ".join(ways)
 
 

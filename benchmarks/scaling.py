@@ -8,13 +8,15 @@ words and depth, with the exponent between the first and the last value.
 `checked`: processes on this machine (gloo) take one step under DDP and under FSDP2, objectives itc, itc in tiles, and itc with itm. The
 bytes that each collective carries are counted where torch.distributed is called, and what each process holds of weights, gradients and
 Adam's state is added up; beside both stands the formula (`Formula`), which has to give the same. Then the processor seconds that a step
-takes each process under DDP (contrastive and matching terms, AdamW), the least of --times.
+takes each process under DDP (contrastive and matching terms, AdamW), and the same processes while each trains alone, before and after, as
+many side by side: the least of --times each.
 
 `modelled`: the same formula for larger models and more GPUs, every device with --local-batch pairs of 32 words, with these assumptions:
 compute takes its counted FLOPs at 40 % of 790 TFLOP/s; rings send 2 (W-1)/W of an all-reduce, (W-1)/W of a whole gathered or scattered
-tensor, and of rows fetched from all alike as much of them; 450 GB/s between the 8 GPUs of a node, 50 GB/s for each GPU between nodes, a ring being as fast as its slowest link; gradients and
-shards travel beside the backward pass and cost what exceeds it (two thirds of the compute), features do not; activations grow with the
-local batch alone and are counted under bf16 autocast with attention written out, so they are an upper bound on a GPU.
+tensor, and as much of rows fetched from all alike; 450 GB/s between the 8 GPUs of a node, 50 GB/s for each GPU between nodes, a ring being
+as fast as its slowest link; gradients and shards travel beside the backward pass and cost what exceeds it (two thirds of the compute),
+features do not; activations grow with the local batch alone and are counted under bf16 autocast with attention written out, so they are an
+upper bound on a GPU.
 
 Prints one json object. One thread each.
 """
@@ -43,6 +45,7 @@ from torch import Tensor, nn
 from crossvit.callbacks.compute import flop_counter
 from crossvit.config import compose
 from crossvit.data.batches import PairBatch
+from crossvit.distributed import rank, world_size
 from crossvit.models.execution import blocks
 from crossvit.stages.build import build_task
 
@@ -333,14 +336,16 @@ def one_step(model: str, objective: str, strategy: str, local: int, words: int) 
 
 
 def timed(model: str, local: int, words: int, times: int) -> float:
-    """This process's processor seconds of a step under DDP, contrastive and matching terms; the least of `times`."""
+    """This process's processor seconds of a step, contrastive and matching terms, under DDP where there is a process group; the least of
+    `times`."""
     task, cfg = task_of(model, "objective=itc_itm")
-    given = drawn(dist.get_world_size() * local, cfg.model.image_size, words, task.model.text_encoder.vocab_size)
+    given = drawn(world_size() * local, cfg.model.image_size, words, task.model.text_encoder.vocab_size)
     step, own = ddp(task), share(given)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], fused=True)
     seconds = []
     for _ in range(times):
-        dist.barrier()
+        if dist.is_initialized():
+            dist.barrier()
         started = time.process_time()
         step(own).backward()
         optimizer.step()
@@ -351,7 +356,7 @@ def timed(model: str, local: int, words: int, times: int) -> float:
 
 def share(batch: PairBatch) -> PairBatch:
     """This process's rows."""
-    rows = slice(dist.get_rank(), None, dist.get_world_size())
+    rows = slice(rank(), None, world_size())
     return PairBatch(*(x[rows] if isinstance(x, Tensor) else x for x in batch))
 
 
@@ -359,7 +364,7 @@ def ddp(task) -> nn.Module:
     """The task under DistributedDataParallel, which sums its gradients in Python, where it can be counted."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    if dist.get_world_size() == 1:
+    if world_size() == 1:
         return Whole(task)
     found = nn.parallel.DistributedDataParallel(Whole(task), broadcast_buffers=False)
     found.register_comm_hook(None, allreduce_hook)
@@ -396,31 +401,36 @@ def local_bytes(tensor: Tensor) -> int:
     return own.numel() * own.element_size()
 
 
-def one_rank(rank: int, world: int, place: str, given: dict) -> list[dict]:
+def one_rank(own: int, world: int, place: str, given: dict) -> list[dict]:
     """All checks, in this process."""
     torch.set_num_threads(1)
     if sys.platform == "linux" and "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=world)
+
+    def seconds() -> list[float]:
+        return [timed(model, local, given["words"], given["times"]) for model, local in given["timed"]]
+
+    before = seconds()
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=own, world_size=world)
     found = []
     for strategy in STRATEGIES:
         for objective in OBJECTIVES:
             row = one_step(given["model"], objective, strategy, given["local"], given["words"])
             found.append({"ranks": world, "strategy": strategy, "objective": objective, **row})
-    for model, local in given["timed"]:
-        seconds = timed(model, local, given["words"], given["times"])
-        found.append({"ranks": world, "model": model, "local_batch": local, "cpu_seconds_a_step": seconds})
+    together = seconds()
     dist.barrier()
     dist.destroy_process_group()
+    for (model, local), step, *alone in zip(given["timed"], together, before, seconds(), strict=True):
+        figures = {"cpu_seconds_a_step": step, "alone": min(alone), "over_alone": round(step / min(alone), 3)}
+        found.append({"ranks": world, "model": model, "local_batch": local, **figures})
     return found
 
 
-TIMED = (("tiny", 96), ("r18_small", 8))  # model, and pairs of each process
+TIMED = (("tiny", 96), ("r18_small", 8), ("r18_small", 32))  # model, and pairs of each process
 
 
 def checked(ranks: list[int], model: str, local: int, words: int, times: int, timed=TIMED) -> list[dict]:
-    """The rows of each number of processes; then those of a step's time, with the ratio to one process. Rank 0's, and of what devices fetch
-    from each other the mean over them."""
+    """The rows of each number of processes; then those of a step's time. Rank 0's, and of what devices fetch from each other the mean."""
     rows = []
     for world in ranks:
         with tempfile.TemporaryDirectory() as folder:
@@ -441,12 +451,10 @@ def checked(ranks: list[int], model: str, local: int, words: int, times: int, ti
             first, *others = (json.loads(out.splitlines()[-1]) for out, _ in answers)
             for i, row in enumerate(first):
                 if "exchanged" in row.get("carried", ()):
-                    row["carried"]["exchanged"] = sum(ranks[i]["carried"]["exchanged"] for ranks in (first, *others)) / world
+                    row["carried"]["exchanged"] = (
+                        sum(ranks[i]["carried"]["exchanged"] for ranks in (first, *others)) / world
+                    )
             rows += first
-    alone = {row["model"]: row["cpu_seconds_a_step"] for row in rows if "model" in row and row["ranks"] == 1}
-    for row in rows:
-        if row.get("model") in alone:
-            row["over_one_process"] = round(row["cpu_seconds_a_step"] / alone[row["model"]], 3)
     return rows
 
 
@@ -493,8 +501,8 @@ def row_of(formula: Formula, compute: float, activations: float) -> dict:
 
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
-        rank, world, place, settings = sys.argv[2:]
-        print(json.dumps(one_rank(int(rank), int(world), place, json.loads(settings))))
+        own, world, place, settings = sys.argv[2:]
+        print(json.dumps(one_rank(int(own), int(world), place, json.loads(settings))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3])

@@ -34,7 +34,7 @@ def generate(
     runs at once the second waits.
 
     root: parent folder, created if needed.
-    preset: "easy" (2 objects), "medium" (2 to 4, 2 mentioned) or "hard" (4 or 5, sizes, textures, counts, negation).
+    preset: "easy" (2 objects), "medium" (2 to 4, 2 mentioned) or "hard" (2 to 4, sizes, textures, counts, negation).
     image_size: side of the square pictures in pixels, 24 to 512.
     sizes: None for those of the preset, "smoke" for a few samples of everything, or a mapping that replaces some defaults.
     progress: called with (pictures written, pictures in all).

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FILE_NAME = "manifest.json"
-FORMAT = 2  # raised whenever the same arguments begin to give other bytes
+FORMAT = 3  # raised whenever the same arguments begin to give other bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from crossvit.data.scenes.graph import Obj, Scene
 from crossvit.data.scenes.presets import PRESETS
 from crossvit.data.scenes.sample import ScenePool
 
+DIAMETERS = {"small": 0.21, "large": 0.30}  # three objects in a row
+
 
 @pytest.fixture(scope="session")
 def scenes_root(tmp_path_factory):
@@ -26,7 +28,7 @@ def make_scene():
         for words, row, col in objects:
             size, texture, colour, shape = words.split()
             place = ((col + 0.5) / 3, (row + 0.5) / 3)
-            made.append(Obj(shape, colour, size, texture, row, col, *place, PRESETS["hard"].diameters[size]))
+            made.append(Obj(shape, colour, size, texture, row, col, *place, DIAMETERS[size]))
         return Scene(tuple(made), 30)
 
     return make

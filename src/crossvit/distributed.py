@@ -63,7 +63,7 @@ class Fetch:
         self.rows = self._send((index // world)[self.order], to_owner=True)  # of this rank, for the others
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """(b, ...) on each rank -> (n, ...), the rows at `index`; the backward pass brings each row's gradient back, summed over the ranks."""
+        """(b, ...) on each rank -> (n, ...), the rows at `index`; the backward pass brings each row's gradient back, summed over ranks."""
         return tensor[self.index] if world_size() == 1 else _Fetched.apply(tensor, self)
 
     def bring(self, tensor: Tensor) -> Tensor:

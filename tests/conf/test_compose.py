@@ -42,12 +42,7 @@ def primary_for(group: str) -> str:
 def overrides_for(group: str, option: str) -> list[str]:
     """A composition in which this option makes sense."""
     overrides = [f"{group}={option}"]
-    if group not in (
-        "stage",
-        "experiment",
-        "debug",
-        "study",
-    ):  # these reach every stage of the chain; for the rest one stage is enough
+    if not whole_chain(group):
         overrides.append("stage.parent=null")
     if (group, option) == ("objective", "classification"):
         overrides.append("stage=imagenet")
@@ -73,7 +68,15 @@ def test_primary(primary):
     assert cfg.command == primary
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g != "arm"])
+def whole_chain(group: str) -> bool:
+    """Whether an option of the group reaches every stage of the chain; for the rest one stage is enough."""
+    return group in ("stage", "experiment", "debug", "study")
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [pytest.param(g, o, marks=[pytest.mark.slow] * whole_chain(g)) for g, o in OPTIONS if g != "arm"],
+)
 def test_option(group, option):
     for link in filled_chain(overrides_for(group, option), primary_for(group)):
         check_signatures(link.cfg)

@@ -33,6 +33,7 @@ def test_evaluation():
     assert script.fused(30)["pairs_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_objectives():
     found = load("objectives").measure("tiny", size=4, words=6, rounds=1, names=["itc", "itc_itm", "pgd", "ema"])
     assert found["itc_itm"]["flops_over_itc_itm"] == 1 < found["itc_itm"]["flops_over_itc"]
@@ -40,6 +41,7 @@ def test_objectives():
     assert all(figures["cpu_seconds"] > 0 for figures in found.values())
 
 
+@pytest.mark.slow
 def test_execution():
     script = load("execution")
     ways = [way for way in script.WAYS if way != "compile"]  # which takes a minute
@@ -91,6 +93,7 @@ def test_coco_scale(reader, tmp_path, monkeypatch):
     assert all(len(workers) == 1 and workers[0]["rss"] > 0 for workers in found["worker_mib_at_batch"].values())
 
 
+@pytest.mark.slow
 def test_data(tmp_path):
     script = load("data")
     script.write(tmp_path, None, script.short_side_256, 64)
@@ -125,6 +128,7 @@ def test_trainer_overhead():
     assert found["trainer_us"]["median"] > 0 < found["by_hand_us"]["median"]
 
 
+@pytest.mark.slow
 def test_gpu(tmp_path, monkeypatch, capsys):
     script = load("gpu")
     data = script.Shards(tmp_path, pictures=8, copies=2, workers=0)

@@ -126,6 +126,7 @@ class TestHelp:
             code, _, err = crossvit(*words, *(key.strip("'") for key in keys), "--cfg", "job", runs=False)
             assert code == 0, err
 
+    @pytest.mark.slow
     def test_examples_compose(self, crossvit):
         import shlex
 

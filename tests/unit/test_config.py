@@ -410,10 +410,10 @@ class TestChain:
         found = []
         for _ in range(2):
             with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-                found += [chain_configs(["seed=3"])[-1].cfg for _ in range(2)]
-                assert chain_configs(["seed=4"])[-1].cfg.seed == 4
+                found += [chain_configs(["stage=imagenet", "seed=3"])[-1].cfg for _ in range(2)]
+                assert chain_configs(["stage=imagenet", "seed=4"])[-1].cfg.seed == 4
         assert found[0] is found[1] and found[2] is found[3] and found[1] is not found[2]
-        assert chain_configs(["seed=3"])[-1].cfg is not chain_configs(["seed=3"])[-1].cfg
+        assert chain_configs(["stage=imagenet"])[-1].cfg is not chain_configs(["stage=imagenet"])[-1].cfg
 
 
 class TestArm:

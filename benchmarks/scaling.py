@@ -426,7 +426,7 @@ def one_rank(own: int, world: int, place: str, given: dict) -> list[dict]:
     return found
 
 
-TIMED = (("tiny", 96), ("r18_small", 8), ("r18_small", 32))  # model, and pairs of each process
+TIMED = (("tiny", 96), ("r18_small", 8))  # model, and pairs of each process
 
 
 def checked(ranks: list[int], model: str, local: int, words: int, times: int, timed=TIMED) -> list[dict]:

@@ -9,6 +9,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from crossvit.config import chain_configs, check_signatures, compose, config_directory, group_options, validate
+from crossvit.config.chain import MODEL_PARTS
 from crossvit.config.targets import SPECIAL, _own_signature, target_nodes
 from crossvit.config.validate import SHARDED
 from crossvit.errors import UserError
@@ -187,6 +188,9 @@ def test_an_arm_composes_says_its_own_name_and_changes_something(option, plain):
     assert arm.arm.name == option
     changed = {key for key in plain if plain[key] != arm[key]} - {"arm", "run_name"}
     assert (changed or arm.arm.length != 1) or option == "base"
+    if changed & {"model", *MODEL_PARTS}:  # the stages before have the same model, or their weights would not fit
+        *parents, target = chain_configs([f"arm={option}"])
+        assert [link.name for link in parents if any(link.cfg[part] != target.cfg[part] for part in MODEL_PARTS)] == []
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "study"])

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
 from crossvit import cli, job
-from crossvit.errors import UserError
+from crossvit.errors import Stopped, UserError
+from crossvit.signals import answered
 
 HEAVY = {"torch", "lightning", "numpy", "timm", "open_clip", "wandb", "torchmetrics", "pandas"}
 
@@ -547,3 +548,12 @@ class TestVerify:
     def test_help(self, crossvit):
         code, out, _ = crossvit("data", "verify", "--help", runs=False)
         assert code == 0 and "usage: crossvit data verify" in out and "karpathy_coco" in out and "fusion" not in out
+
+
+def test_what_a_library_makes_of_a_signal_is_still_its_end():
+    with pytest.raises(Stopped) as leaving, answered():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise ValueError("cannot compose") from error
+    assert leaving.value.code == 128 + signal.SIGTERM

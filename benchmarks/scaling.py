@@ -110,7 +110,7 @@ class Formula(NamedTuple):
             pooled, mask = 4 * self.local * s.text[1], self.local * s.text[0]  # nobody asks for the gradient of pooled
             places = 2 * 8 * (self.world + self.local)  # how many rows from each device, and which: captions, pictures
             found["exchanged"] = 2 * tokens + pooled + mask + places
-            found["summed"] += 2 * 8 + means  # the longest text, asked for twice
+            found["summed"] += 8 + means  # the longest text
         return found
 
     def weights(self) -> dict[str, int]:
@@ -439,11 +439,11 @@ def checked(ranks: list[int], model: str, local: int, words: int, times: int, ti
             command = [sys.executable, __file__, "--one"]
             running = [
                 subprocess.Popen(
-                    [*command, str(rank), str(world), str(Path(folder, "meet")), settings],
+                    [*command, str(own), str(world), str(Path(folder, "meet")), settings],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                 )
-                for rank in range(world)
+                for own in range(world)
             ]
             answers = [process.communicate() for process in running]
             if any(process.returncode for process in running):
@@ -452,7 +452,7 @@ def checked(ranks: list[int], model: str, local: int, words: int, times: int, ti
             for i, row in enumerate(first):
                 if "exchanged" in row.get("carried", ()):
                     row["carried"]["exchanged"] = (
-                        sum(ranks[i]["carried"]["exchanged"] for ranks in (first, *others)) / world
+                        sum(answer[i]["carried"]["exchanged"] for answer in (first, *others)) / world
                     )
             rows += first
     return rows

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from crossvit.errors import Stopped, UserError
-from crossvit.job import Job, report, reported
+from crossvit.job import Job, is_first, report, reported
 from crossvit.signals import answered
 
 COMMANDS = {
@@ -37,10 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         with answered():
             return _dispatch(arguments)
     except Stopped as stop:
-        print(
-            f"crossvit: ended by {signal.Signals(stop.number).name}; the same command goes on from what is kept",
-            file=sys.stderr,
-        )
+        if is_first():
+            name = signal.Signals(stop.number).name
+            print(f"crossvit: ended by {name}; the same command goes on from what is kept", file=sys.stderr)
         return stop.code
     except UserError as error:
         if not reported(error):
@@ -176,6 +175,8 @@ def _hand_over(command: str, arguments: list[str]) -> None:
 
 def _asks_for_jobs(override: str) -> bool:
     """`sweep=` and any `cluster=` but the local one stand for -m: what they say is about jobs that are started from here."""
+    if override.startswith("~"):
+        return False
     from crossvit.config.overrides import override_key
 
     key, option = override_key(override), override.partition("=")[2]

@@ -44,7 +44,8 @@ def gather_with_grad(tensor: Tensor) -> Tensor:
 
 
 class Fetch:
-    """Rows of the global batch that this rank wants, sent by those who hold them: what travels does not grow with the number of ranks.
+    """Rows of the global batch that this rank wants, sent by those who hold them: what it receives does not grow with the number of ranks.
+    What it sends is as much on average; the owner of a row that many want sends it to each.
 
     index (n,) int64: places in the global batch; n may differ between ranks. Every rank must make as many of these, and call them as often.
     """

@@ -142,7 +142,7 @@ def report(error: Exception, everywhere: bool = False) -> None:
     from crossvit.redaction import redact
 
     error.reported_by = os.getpid()
-    if not everywhere and _rank() != 0 and _first_has_spoken():
+    if not everywhere and not is_first() and _first_has_spoken():
         return
     if isinstance(error, UserError):
         told = f"crossvit: error: {error}\n"
@@ -162,17 +162,18 @@ def _first_has_spoken() -> bool:
     """
     try:
         time.sleep(SECONDS_TO_SPEAK)
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         asked.clear()
         return True
     return False
 
 
-def _rank() -> int:
+def is_first() -> bool:
+    """Whether this is the first of processes that were started side by side, or alone."""
     try:
-        return place().rank
+        return place().rank == 0
     except UserError:  # it may be this one that is to be told
-        return 0
+        return True
 
 
 def reported(error: Exception) -> bool:

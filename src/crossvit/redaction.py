@@ -16,8 +16,8 @@ _NAME = (
 _QUERY = r"(?:x-amz-[\w-]*(?:signature|credential|token)|x-goog-[\w-]*(?:signature|credential)|signature|sig|token|key)"
 _VALUE = r"(?:\"[^\"\n]*\"|'(?:[^'\n]|'')*'|[^\s,'\"}\])&]+)"
 _RULES = [
-    # scheme://user:password@host, not host:port/path@2; as a path it has lost a slash
-    (r"(\w:/{1,2}[^/\s:@'\"]*:)(?!\d+/)[^@\s'\"]+(?=@)", r"\1"),
+    # scheme://user:password@host, not host:port/path@2 (nor a password that begins like a port); as a path it has lost a slash
+    (r"(\w:/{1,2}[^/\s:@'\"]*:)(?!\d{1,5}/)[^\s'\"]+(?=@)", r"\1"),
     # ?X-Amz-Signature=...
     (rf"([?&]{_QUERY}=)[^&\s'\"]+", r"\1"),
     # Authorization: Bearer ...

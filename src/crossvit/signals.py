@@ -35,8 +35,8 @@ def answered() -> Iterator[None]:
         yield
         if asked:  # raised where Python drops what is raised, e.g. while an object is taken down
             raise Stopped(asked[0])
-    except Exception as error:
-        if asked and not isinstance(error, Stopped):  # a library has made an error of its own of what was raised in it
+    except Exception:
+        if asked:  # a library has made an error of its own of what was raised in it
             raise Stopped(asked[0]) from None
         raise
     finally:

@@ -1,9 +1,8 @@
-"""The command line: start-up, exit codes, messages, sweeps."""
+"""The command line: what it imports, exit codes, messages, sweeps."""
 
 import json
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -74,22 +73,14 @@ def crossvit(tmp_path, capfd):
     ],
     ids=" ".join,
 )
-def test_answers_fast_and_imports_nothing_heavy(arguments):
+def test_answers_without_importing_anything_heavy(arguments):
     code = (
         "import sys; from crossvit.cli import main; code = main(sys.argv[1:]); "
         "print(*sorted(m for m in sys.modules if '.' not in m), file=sys.stderr); sys.exit(code)"
     )
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        assert not HEAVY & set(done.stderr.split())
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if seconds[-1] <= 0.6:
-            break
-    assert min(seconds) <= 0.6  # CPU time: other work on the machine does not count
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY & set(done.stderr.split())
 
 
 class TestHelp:
@@ -141,6 +132,10 @@ class TestHelp:
             code, _, err = crossvit(*arguments, "--cfg", "job", runs=False)
             assert code == 0, err
 
+    def test_a_group_that_is_taken_out_starts_no_sweep(self, crossvit, train, tmp_path):
+        assert crossvit("train", "~sweep", "~cluster")[0] == 0
+        assert not (tmp_path / "runs" / "sweeps").exists()
+
     def test_hydras_own_page(self, crossvit):
         with pytest.raises(SystemExit) as left:
             crossvit("train", "--hydra-help", runs=False)
@@ -161,6 +156,10 @@ class TestErrors:
             (["train", "run_name=a-{0..3}"], "braces need quotes of their own: \"run_name='a-{0..3}'\""),
             (["train", "-m", "paths.coco=a,b"], "paths.coco says where things lie"),
             (["train", "-m", "logger=csv,none"], "logger says where things lie"),
+            (["train", "~objective"], "objective: a stage needs one; leave ~objective out, or choose objective=OPTION"),
+            (["train", "~logger"], "logger: a stage needs one; leave ~logger out, or choose logger=none"),
+            (["train", "objective=null"], "objective=null: leave it out. Choose one of: "),
+            (["sweep", "status", "logger=csv"], "sweep has no config group 'logger': use it with another command"),
             (["data"], "usage: crossvit data make scenes"),
             (["data", "mkae", "scenes"], "usage: crossvit data make scenes"),
         ],
@@ -186,6 +185,10 @@ class TestErrors:
     def test_a_process_behind_the_first_waits_to_be_ended(self, crossvit, train, second_of_two, monkeypatch):
         monkeypatch.setattr(job.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
         assert crossvit("train", "optimizer.lr=-1")[::2] == (2, "")
+
+    def test_it_may_be_interrupted_meanwhile(self, crossvit, train, second_of_two, monkeypatch):
+        monkeypatch.setattr(job.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGINT))
+        assert crossvit("train", "optimizer.lrr=1")[::2] == (2, "")
 
     def test_a_process_behind_the_first_speaks_where_it_is_alone(self, crossvit, train, second_of_two, monkeypatch):
         waited = []

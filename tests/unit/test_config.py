@@ -107,6 +107,13 @@ class TestValues:
             "transfer.stages=medical",
             "transfer.seeds=3",
             "transfer.seeds=[0,-1]",
+            "vision.depth=-1",
+            "fusion.depth=half",
+            "model.grid=[4,100]",
+            "trainer.deterministic=maybe",
+            "objective.itm.generated_negatives=never",  # of a class of this project: by its signature
+            "objective.adversarial.through_cnn=never",
+            "data.flip=1",
         ],
     )
     def test_a_bad_value_names_its_key(self, vlr, override):
@@ -450,6 +457,16 @@ class TestArm:
         assert error_of("arm=late", "arm.name=early") == (
             "arm=late: its arm.name is 'early'; write arm.name: late in conf/arm/late.yaml"
         )
+
+    def test_what_the_recipe_says_of_a_stage_before_is_not_lost(self):
+        message = error_of("stage=vlr_medium", "chain.vlr=['optimizer.lr=1e-4']")
+        assert "chain.vlr: the recipe asks for trainer.max_epochs=12 there" in message
+        *_, vlr, _ = chain_configs(["stage=vlr_medium", "chain.vlr=['trainer.max_epochs=3']"])
+        assert vlr.cfg.trainer.max_epochs == 3  # said otherwise
+
+    @pytest.mark.parametrize("debug", ["fast", "profile"])
+    def test_the_lengths_of_debug_hold_for_every_stage(self, debug):
+        assert {link.cfg.trainer.max_epochs for link in chain_configs(["stage=vlr_medium", f"debug={debug}"])} == {1}
 
     def test_what_it_says_of_a_stage_before_is_not_lost(self):
         asked = "chain.coco=['optimizer.lr=1e-3']"

@@ -14,6 +14,7 @@ from crossvit.redaction import RedactingFormatter, redact
     [
         ("data.root=https://me:hunter2@host/x", "data.root=https://me:REDACTED@host/x"),
         ("https:/me:hunter2@host/x is not a folder", "https:/me:REDACTED@host/x is not a folder"),
+        ("https://me:p@ss/hunter2@host/x", "https://me:REDACTED@host/x"),
         ("s3://AKIA:hunt/er2@bucket/x", "s3://AKIA:REDACTED@bucket/x"),
         ("s3://AKIA:hunter2@bucket/x", "s3://AKIA:REDACTED@bucket/x"),
         ("https://b/x?X-Amz-Credential=hunter2&part=2", "https://b/x?X-Amz-Credential=REDACTED&part=2"),

@@ -76,7 +76,8 @@ def _compose_chain(overrides: list[str], primary: str) -> list[StageConfig]:
         raise UserError(f"{primary}: this config has no stage; choose one with stage=<option>")
     additions = _additions(target.cfg)
     if target.choices.get("arm"):
-        _check_arm(target, overrides, additions, primary)
+        _check_arm(target)
+    _check_lists(target, overrides, additions, primary)
     shared = _shared(overrides, target)
     links: list[StageConfig] = []
     option, composed, given = target.choices["stage"], target, overrides
@@ -170,22 +171,29 @@ def _stage_config(
     return StageConfig(option, name, cfg)
 
 
-def _check_arm(target: Composed, overrides: list[str], additions: dict[str, list[str]], primary: str) -> None:
-    """An arm goes by its file's name, under which its cells are kept, and keeps what it says of the stages before."""
+def _check_arm(target: Composed) -> None:
+    """An arm goes by its file's name, under which its cells are kept."""
     arm = target.choices["arm"]
     if target.cfg.arm.name != arm:
         raise UserError(
             f"arm={arm}: its arm.name is {target.cfg.arm.name!r}; write arm.name: {arm} in conf/arm/{arm}.yaml"
         )
+
+
+def _check_lists(target: Composed, overrides: list[str], additions: dict[str, list[str]], primary: str) -> None:
+    """A list `chain.<stage>` on the command line replaces that of the recipe: what the recipe says there is to be said again, or, without
+    an arm, said otherwise."""
     if not any(override_root(override) == "chain" for override in overrides):
         return
+    arm = target.choices.get("arm")
     alone = [override for override in overrides if override_root(override) != "chain"]
     for name, extra in (compose_with_choices(alone, primary).cfg.get("chain") or {}).items():
-        lost = [override for override in extra or () if override not in additions.get(str(name), [])]
+        own = additions.get(str(name), [])
+        said = own if arm else [override_key(override) for override in own]
+        lost = [override for override in extra or () if (override if arm else override_key(override)) not in said]
         if lost:
-            raise UserError(
-                f"chain.{name}: arm {arm} asks for {', '.join(lost)} there: write that into your list as well"
-            )
+            who = f"arm {arm}" if arm else "the recipe"
+            raise UserError(f"chain.{name}: {who} asks for {', '.join(lost)} there: write that into your list as well")
 
 
 def _stretch(cfg: DictConfig) -> None:

@@ -48,7 +48,8 @@ def explain(error: Exception, primary: str, overrides: list[str], config_dir: st
     text = str(error)
     if text.startswith("Config group override must be"):
         empty = [o for o in overrides if override_key(o) in _groups() and o.partition("=")[2] in ("null", "")]
-        return f"{', '.join(empty)}: leave it out, or write ~group to choose nothing"
+        first = override_key(empty[0]) if empty else text
+        return f"{', '.join(empty)}: leave it out.{suggest(first, _options(first))}"
     if isinstance(error, YAMLError):
         return f"a config file is not valid YAML: {' '.join(text.split())}"
     unknown = re.search(r"Could not override '([^']+)'", text)
@@ -61,6 +62,8 @@ def explain(error: Exception, primary: str, overrides: list[str], config_dir: st
         )
     unknown = re.search(r"Override [^ ]+ looks like a config group.*config group '([^']+)' does not exist", text)
     if unknown or (unknown := re.search(r"Could not override '([^'@=]+)", text)):
+        if unknown.group(1) in _groups():
+            return f"{primary} has no config group {unknown.group(1)!r}: use it with another command"
         return f"no config group {unknown.group(1)!r} in {primary}.{suggest(unknown.group(1), _groups())}"
     lines = [line.strip() for line in (*text.splitlines(), *str(error.__cause__ or "").splitlines()) if line.strip()]
     return " ".join(lines[:3]) or type(error).__name__
@@ -123,6 +126,12 @@ def _without_values(primary: str, overrides: list[str], config_dir: str | None):
             except COMPOSITION_ERRORS:
                 continue
     return OmegaConf.create({})
+
+
+def _options(group: str) -> list[str]:
+    from crossvit.config.compose import config_directory
+
+    return [path.stem for path in (config_directory() / group).glob("*.yaml") if path.stem != "default"]
 
 
 def _groups() -> list[str]:

@@ -18,13 +18,17 @@ from crossvit.errors import UserError
 
 PACKAGE = "crossvit"
 SPECIAL = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+FLAGS = ("bool", "bool | None", "Optional[bool]", "typing.Optional[bool]")
+"""Annotations of what is on or off."""
 
 
 class Signature(NamedTuple):
-    """Names that may be given by keyword; `open` where any name is accepted or where the source does not tell."""
+    """Names that may be given by keyword; `open` where any name is accepted or where the source does not tell. flags: those annotated as
+    bool, or as bool or None."""
 
     names: frozenset[str]
     open: bool
+    flags: frozenset[str] = frozenset()
 
 
 def target_nodes(node: object, prefix: str = "") -> Iterator[tuple[str, dict]]:
@@ -68,6 +72,11 @@ def check_signatures(cfg: DictConfig) -> None:
 
 
 def _check_keywords(key: str, node: dict, signature: Signature) -> None:
+    for name in signature.flags & node.keys():
+        if node[name] is not None and not isinstance(
+            node[name], bool
+        ):  # Hydra reads `no` and `off` as words, and a word is true
+            raise UserError(f"{key}.{name}={node[name]}: must be true or false")
     if signature.open:
         return
     for name in node:
@@ -80,16 +89,18 @@ def _live_signature(found: object) -> Signature:
     """Of a class: its constructor's names and, where that takes `**keywords`, those of the constructors it inherits from."""
     chain = [c.__init__ for c in found.__mro__ if "__init__" in vars(c)] if isinstance(found, type) else [found]
     names: set[str] = set()
+    flags: set[str] = set()
     for function in chain:
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):  # built in C: nothing to compare with
-            return Signature(frozenset(), open=True)
+            return Signature(frozenset(), True, frozenset(flags))
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         names.update(p.name for p in parameters if p.kind in kinds)
+        flags.update(p.name for p in parameters if inspect.formatannotation(p.annotation).strip("'") in FLAGS)
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            return Signature(frozenset(names - {"self"}), open=False)
-    return Signature(frozenset(), open=True)
+            return Signature(frozenset(names - {"self"}), False, frozenset(flags))
+    return Signature(frozenset(), True, frozenset(flags))
 
 
 def _own_signature(key: str, target: str) -> Signature:
@@ -151,14 +162,22 @@ def _find_method(module: str, class_name: str, name: str) -> Signature | None:
         if isinstance(item, ast.FunctionDef) and item.name == name:
             bound = not any(ast.unparse(decorator) == "staticmethod" for decorator in item.decorator_list)
             own = _of_arguments(item.args, method=bound)
-            made = _of_class(module, node) if own.open else own
-            return Signature(own.names | made.names, made.open)
+            return _joined(own, _of_class(module, node)) if own.open else own
     return None
 
 
 def _of_arguments(arguments: ast.arguments, method: bool = False) -> Signature:
-    names = [a.arg for a in (*arguments.args[1 if method else 0 :], *arguments.kwonlyargs)]
-    return Signature(frozenset(names), open=arguments.kwarg is not None)
+    named = {a.arg: a.annotation for a in (*arguments.args[1 if method else 0 :], *arguments.kwonlyargs)}
+    return Signature(frozenset(named), arguments.kwarg is not None, _flags(named))
+
+
+def _flags(annotations: dict[str, ast.expr | None]) -> frozenset[str]:
+    return frozenset(name for name, node in annotations.items() if node is not None and ast.unparse(node) in FLAGS)
+
+
+def _joined(own: Signature, base: Signature) -> Signature:
+    """Of a callable whose `**keywords` go on to another."""
+    return Signature(own.names | base.names, base.open, own.flags | base.flags)
 
 
 def _of_class(module: str, node: ast.ClassDef) -> Signature:
@@ -167,13 +186,13 @@ def _of_class(module: str, node: ast.ClassDef) -> Signature:
             own = _of_arguments(item.args, method=True)
             if not own.open:
                 return own
-            base = _of_bases(module, node)  # **kwargs go on to the base class
-            return Signature(own.names | base.names, base.open)
+            return _joined(own, _of_bases(module, node))
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list) or any(
         ast.unparse(base).endswith("NamedTuple") for base in node.bases
     ):
-        fields = [i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
-        return Signature(frozenset(fields), open=False)
+        fields = [i for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
+        named = {field.target.id: field.annotation for field in fields}
+        return Signature(frozenset(named), False, _flags(named))
     return _of_bases(module, node)
 
 

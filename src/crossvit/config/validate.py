@@ -18,6 +18,11 @@ SHARDED = "fsdp_spawn"
 CORPORA = ("scenes",)
 PRESETS = ("easy", "medium", "hard")
 MODES = ("max", "min")
+STAGE_PARTS = (
+    *("patch_encoder", "vision", "text_encoder", "fusion", "model"),
+    *("data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger"),
+)
+"""Groups of which every stage has one."""
 
 Check = Callable[[str, Any], None]
 
@@ -33,7 +38,9 @@ def validate(cfg: DictConfig) -> None:
         value = _select(plain, key)
         if value is not _ABSENT:
             check(key, value)
+    _check_groups(plain)
     _check_length(plain)
+    _check_grid(plain)
     _check_objective(plain)
     _check_objective_fits_task(plain)
     _check_strategy(plain)
@@ -150,6 +157,9 @@ CHECKS: dict[str, Check] = {
     "model.text_width": _integer(1),
     "model.embed_dim": _integer(1),
     "model.num_relations": _integer(2),
+    "vision.depth": _integer(0),
+    "text_encoder.depth": _integer(0),
+    "fusion.depth": _integer(0),
     "data.batch_size": _integer(1),
     "data.eval_batch_size": _integer(1),
     "data.num_workers": _integer(0),
@@ -172,9 +182,6 @@ CHECKS: dict[str, Check] = {
     "objective.distill.hard_negatives": _choice(("True", "False", "random")),
     "objective.crossdual.hard_negatives": _choice(("True", "False", "random")),
     "objective.adversarial.hard_negatives": _choice(("True", "False", "random")),
-    "objective.itm.generated_negatives": _flag,
-    "objective.itc.generated_negatives": _flag,
-    "objective.adversarial.relative": _flag,
     "objective.adversarial.kl_weight": _number(0),
     "objective.distill.ramp": _integer(0),
     "objective.dml.temperature": _number(above=0),
@@ -200,6 +207,7 @@ CHECKS: dict[str, Check] = {
     "callbacks.gate.threshold": _number(null=True),
     "callbacks.gate.min_epochs": _integer(1),
     "trainer.precision": _choice(PRECISIONS),
+    "trainer.deterministic": _choice(("None", "True", "False", "warn")),
     "trainer.max_epochs": _epochs,
     "trainer.max_steps": _epochs,
     "trainer.accumulate_grad_batches": _integer(1),
@@ -211,6 +219,22 @@ CHECKS: dict[str, Check] = {
     "trainer.num_sanity_val_steps": _integer(-1),
     "trainer.fast_dev_run": lambda key, value: None if isinstance(value, bool) else _integer(0)(key, value),
 }
+
+
+def _check_groups(plain: dict) -> None:
+    """What a stage is made of is there: `~objective` takes it out."""
+    if "stage" not in plain:
+        return
+    for name in STAGE_PARTS:
+        if not isinstance(plain.get(name), dict):
+            instead = {"logger": "none", "callbacks": "quiet"}.get(name, "OPTION")
+            raise UserError(f"{name}: a stage needs one; leave ~{name} out, or choose {name}={instead}")
+
+
+def _check_grid(plain: dict) -> None:
+    side, grid = _select(plain, "model.image_size"), _select(plain, "model.grid")
+    if isinstance(side, int) and isinstance(grid, list) and max(grid) > side:
+        raise UserError(f"model.grid={grid}: more patches in a row than a picture of {side} pixels has pixels")
 
 
 def _check_length(plain: dict) -> None:

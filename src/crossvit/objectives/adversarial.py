@@ -16,6 +16,7 @@ from crossvit.objectives.answers import answers
 from crossvit.objectives.ascent import Norm
 from crossvit.objectives.attack import PROBE, Attack, Ball
 from crossvit.objectives.known_gradient import KnownGradient
+from crossvit.objectives.matching import Hard
 from crossvit.objectives.term import PairState, Perturbation, Term, TermOutput
 
 TOWERS = ("patch_encoder", "vision", "text_encoder")
@@ -62,7 +63,7 @@ class AdversarialLoss(Term):
         kl_weight: float = 1.5,
         kl_detach: bool = True,
         through_cnn: bool = False,
-        hard_negatives: bool = True,
+        hard_negatives: Hard = True,
         generated_negatives: bool = True,
     ) -> None:
         super().__init__(weight)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from crossvit.distributed import global_mean
 from crossvit.objectives.contrastive import contrastive_logits
-from crossvit.objectives.matching import match
+from crossvit.objectives.matching import Hard, match
 from crossvit.objectives.relation import relation_answers, two_image_answers
 from crossvit.objectives.term import PairState
 
@@ -29,7 +29,7 @@ class Answers(NamedTuple):
         return self.share * global_mean(loss, self.counted)[0]
 
 
-def matching_answers(state: PairState, hard_negatives: bool, generated_negatives: bool) -> list[Answers]:
+def matching_answers(state: PairState, hard_negatives: Hard, generated_negatives: bool) -> list[Answers]:
     """Do picture and text belong together? (n, 2)"""
     matching = match(state, hard_negatives, generated_negatives)
     return [Answers(matching.logits, F.one_hot(matching.pairs.label, 2).float(), matching.pairs.counted)]
@@ -59,7 +59,7 @@ def head_answers(state: PairState, head: str) -> list[Answers]:
     return [Answers(logits, F.one_hot(state.label, logits.shape[1]).float(), torch.ones_like(state.true))]
 
 
-def answers(state: PairState, term: str, hard_negatives: bool, generated_negatives: bool) -> list[Answers]:
+def answers(state: PairState, term: str, hard_negatives: Hard, generated_negatives: bool) -> list[Answers]:
     """What the term `itc`, `itm`, `relation` or `two_image` asks of this state."""
     if term == "itm":
         return matching_answers(state, hard_negatives, generated_negatives)

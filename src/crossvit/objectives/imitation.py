@@ -10,7 +10,7 @@ from torch import Tensor
 from crossvit.distributed import global_mean
 from crossvit.objectives.answers import contrastive_answers, matching_answers
 from crossvit.objectives.contrastive import contrastive_logits
-from crossvit.objectives.matching import draw_negatives, match
+from crossvit.objectives.matching import Hard, draw_negatives, match
 from crossvit.objectives.term import PairState, Term, TermOutput
 
 NEVER = -1e4  # logit of what is no candidate: its probability is 0, and a row of nothing else stays finite
@@ -134,7 +134,7 @@ class DistillationLoss(Term):
         contrastive: bool = True,
         matching: bool = False,
         ramp: int = 0,
-        hard_negatives: bool = True,
+        hard_negatives: Hard = True,
         generated_negatives: bool = True,
     ) -> None:
         super().__init__(weight)
@@ -185,7 +185,7 @@ class CrossDualLoss(Term):
         temperature: float = 1.0,
         towers_learn: bool = True,
         fusion_learns: bool = True,
-        hard_negatives: bool = True,
+        hard_negatives: Hard = True,
         generated_negatives: bool = True,
     ) -> None:
         super().__init__(weight)
@@ -211,7 +211,7 @@ class CrossDualLoss(Term):
         return TermOutput(total)
 
 
-def choices(state: PairState, hard_negatives: bool, generated_negatives: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+def choices(state: PairState, hard_negatives: Hard, generated_negatives: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For images and, with hard negatives, for captions: fused logits and scaled cosines (b, C) over the true pair and the false ones, and
     which rows (b,) have a choice. A candidate that is none has logit `NEVER` in both."""
     matching = match(state, hard_negatives, generated_negatives)

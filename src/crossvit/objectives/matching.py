@@ -63,12 +63,13 @@ class Pairs(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The hard negatives of the local rows `own` (o,): places of a caption and an image in the global batch, whether one was found, and
-    the way to what the towers say of it."""
+    """The hard negatives of the local rows `own` (o,): places of a caption and an image in the global batch (its own where none was found),
+    the caption's mask (o, M), as long as the longest caption of all ranks, and the way to what the towers say of them."""
 
     own: Tensor
     text: Tensor
     text_found: Tensor
+    text_mask: Tensor
     image: Tensor
     image_found: Tensor
     fetch_text: Fetch
@@ -103,8 +104,13 @@ def draw_negatives(state: PairState, random: bool = False) -> Drawn:
         text, text_found = draw_hard_negatives(to_texts, state.text_candidates, uniform[:batch][state.rows])
         image, image_found = draw_hard_negatives(to_images, state.image_candidates, uniform[batch:][state.rows])
         own = torch.arange(len(text), device=text.device) if state.label is None else state.true.nonzero().squeeze(1)
-        text, image = text[own], image[own]
-        state.shared[key] = Drawn(own, text, text_found[own], image, image_found[own], Fetch(text), Fetch(image))
+        # a row that has found none asks for its own: nobody is sent anything for it
+        text, image = (
+            torch.where(found, index, state.rows)[own] for index, found in ((text, text_found), (image, image_found))
+        )
+        fetch_text, fetch_image = Fetch(text), Fetch(image)
+        mask = fetch_text(pad_to_longest(state.text_mask, 1))
+        state.shared[key] = Drawn(own, text, text_found[own], mask, image, image_found[own], fetch_text, fetch_image)
     return state.shared[key]
 
 
@@ -124,7 +130,8 @@ def hard_pairs(state: PairState, random: bool = False) -> dict[str, Pairs]:
     """Each true local pair's image with the caption drawn for it (`by_text`), and its caption with the image (`by_image`)."""
     drawn = draw_negatives(state, random)
     own, false = drawn.own, torch.zeros_like(drawn.text)
-    tokens, mask = (drawn.fetch_text(pad_to_longest(column, 1)) for column in (state.text, state.text_mask))
+    mask = drawn.text_mask
+    tokens = drawn.fetch_text(F.pad(state.text, (0, 0, 0, mask.shape[1] - state.text.shape[1])))
     pooled = drawn.fetch_text(state.text_pooled)
     to_text = (state.image_embedding[own] * state.all_text_embedding[drawn.text]).sum(dim=1)
     to_image = (state.text_embedding[own] * state.all_image_embedding[drawn.image]).sum(dim=1)

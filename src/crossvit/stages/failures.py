@@ -17,6 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from crossvit.callbacks.rank_watch import read_late
+from crossvit.config.validate import SHARDED
 from crossvit.errors import UserError
 
 EVALUATION = "lower data.eval_batch_size of this entry of the suite"
@@ -39,8 +40,8 @@ _LOST = re.compile(r"Connection (?:closed by peer|reset by peer)[^\n]*|ncclRemot
 def less_memory(cfg: DictConfig) -> str:
     """What makes the training of a stage need less memory, as far as its config has not set that already."""
     ways = ["lower data.batch_size"]
-    if cfg.stage.task == "cross_modal":
-        below = cfg.data.batch_size if cfg.micro_batch is None else cfg.micro_batch
+    below = cfg.data.batch_size if cfg.micro_batch is None else cfg.micro_batch
+    if cfg.stage.task == "cross_modal" and below > 1:
         ways.append(f"keep it and set micro_batch=N below {below} (the loss stays that of the whole batch)")
     if cfg.get("checkpoint_activations") is False:
         ways.append("set checkpoint_activations=true")
@@ -48,10 +49,11 @@ def less_memory(cfg: DictConfig) -> str:
         ways.append("set trainer.precision=bf16-mixed")
     for name in ("itc", "sigmoid"):
         term = cfg.get("objective", {}).get(name)
-        if term and term.weight and term.tile is None and cfg.data.batch_size >= LOGITS_WEIGH:
+        tiles = term and term.weight and term.tile is None and not term.get("queue_size")
+        if tiles and cfg.data.batch_size >= LOGITS_WEIGH:
             ways.append(f"set objective.{name}.tile=256")
-    if str(cfg.trainer.strategy).startswith("ddp"):
-        ways.append("share the weights out with trainer=fsdp")
+    if str(cfg.trainer.strategy).startswith("ddp") and not str(cfg.trainer.precision).startswith("16"):
+        ways.append(f"share the weights out with trainer.strategy={SHARDED}")
     return ", or ".join(ways)
 
 

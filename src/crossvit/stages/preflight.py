@@ -26,7 +26,7 @@ def check_stage(config: StageConfig, data) -> None:
         devices = trainer.num_devices * trainer.num_nodes
         per_device(cfg.data.batch_size, devices)
         task = build_task(cfg, num_classes=len(data.classes) if hasattr(data, "classes") else None)
-        parameter_groups(task.network, 1.0, cfg.optimizer.lr_scale or {})
+        check_optimizer(cfg, parameter_groups(task.network, 1.0, cfg.optimizer.lr_scale or {}))
         check_monitors(cfg, task.validation_figures(data))
         check_execution(cfg, task)
         check_batch_norm(cfg, task, devices)
@@ -34,6 +34,16 @@ def check_stage(config: StageConfig, data) -> None:
             check_terms(task.terms, data)
     except UserError as error:
         raise UserError(f"stage {config.name}: {error}") from None
+
+
+def check_optimizer(cfg: DictConfig, groups: list[dict]) -> None:
+    """Raises UserError where the optimizer does not take its settings."""
+    from crossvit.stages.build import OPTIMIZER, make
+
+    try:
+        make(cfg.optimizer.algorithm, OPTIMIZER)(groups)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise UserError(f"optimizer.algorithm: {str(error).splitlines()[0]}") from None
 
 
 def check_execution(cfg: DictConfig, task) -> None:

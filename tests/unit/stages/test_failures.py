@@ -127,9 +127,11 @@ def test_what_needs_less_memory_is_what_is_not_set_yet():
     assert "micro_batch=N below 4 (" in less_memory(chain_configs(["stage=coco", "micro_batch=4"])[-1].cfg)
     large = ["stage=coco", "data.batch_size=4096", "trainer=ddp"]
     found = less_memory(chain_configs(large)[-1].cfg)
-    assert "objective.itc.tile=256" in found and "trainer=fsdp" in found
+    assert "objective.itc.tile=256" in found and "trainer.strategy=fsdp_spawn" in found
     found = less_memory(chain_configs(["stage=coco", "data.batch_size=4096", "objective.itc.tile=64"])[-1].cfg)
     assert "tile" not in found and "fsdp" not in found
+    found = less_memory(chain_configs([*large, "objective.itc.queue_size=8192", "trainer.precision=16-mixed"])[-1].cfg)
+    assert "tile" not in found and "fsdp" not in found  # both would be refused
     found = less_memory(chain_configs(["stage=imagenet", "trainer.precision=bf16-mixed"])[-1].cfg)
     assert found.startswith("lower data.batch_size") and "precision" not in found and "micro_batch" not in found
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossvit.config import StageConfig, compose
+from crossvit.config import StageConfig, check_signatures, compose, validate
 from crossvit.errors import UserError
 from crossvit.objectives.contrastive import ContrastiveLoss
 from crossvit.objectives.relation import RelationLoss, TwoImageLoss
@@ -79,6 +79,20 @@ def test_a_sound_stage_passes():
 def test_a_loss_scaler_on_a_cpu():
     with pytest.raises(UserError, match="trainer.precision=16-mixed: a CPU has no use for it; set"):
         check("trainer=cpu", "trainer.precision=16-mixed")
+
+
+@pytest.mark.parametrize("override", ["eps=abc", "betas=[0.9,1.5]", "betas=[0.9]"])
+def test_an_optimizer_that_does_not_take_its_settings(override):
+    with pytest.raises(UserError, match=r"^stage imagenet: optimizer\.algorithm: "):
+        check("trainer=cpu", f"optimizer.algorithm.{override}")
+
+
+@pytest.mark.parametrize("override", ["deterministic=maybe", "sync_batchnorm=no"])
+def test_a_flag_of_a_library(override):
+    with pytest.raises(UserError, match=rf"trainer\.{override}: (must be true or false|not known)"):
+        cfg = compose(["stage=imagenet", "logger=none", f"trainer.{override}"])
+        validate(cfg)
+        check_signatures(cfg)
 
 
 def pairs_stage(*overrides: str) -> None:

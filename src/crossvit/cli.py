@@ -122,8 +122,9 @@ def _hand_over(command: str, arguments: list[str]) -> None:
     from hydra import version
     from hydra._internal.utils import _run_hydra, get_args_parser
 
-    from crossvit.config.compose import config_directory, register_resolvers
+    from crossvit.config.compose import register_resolvers
     from crossvit.config.explain import COMPOSITION_ERRORS, explain
+    from crossvit.config.place import config_directory
     from crossvit.sweeps import check_swept
 
     # of Hydra 1.4, which asks for what stages/build.py does: saying which classes may be built

@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from crossvit.config.compose import config_directory
+from crossvit.config.place import config_directory
 
 TRAINING_KEYS = {
     "seed=0": "random seed of everything",

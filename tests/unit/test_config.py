@@ -11,8 +11,9 @@ from omegaconf.errors import ReadonlyConfigError
 
 from crossvit.config import chain_configs, check_signatures, compose, storable, validate
 from crossvit.config.chain import is_stage_scoped
-from crossvit.config.compose import config_directory, package_file
+from crossvit.config.compose import package_file
 from crossvit.config.explain import suggest
+from crossvit.config.place import config_directory
 from crossvit.config.targets import check_own_targets
 from crossvit.errors import UserError
 

@@ -7,12 +7,12 @@ from crossvit.config.chain import StageConfig, chain_configs, transfer_configs
 from crossvit.config.compose import (
     PACKAGE_FILE,
     compose,
-    config_directory,
     current_invocation,
     group_options,
     register_resolvers,
     storable,
 )
+from crossvit.config.place import config_directory
 from crossvit.config.targets import check_signatures
 from crossvit.config.validate import validate
 

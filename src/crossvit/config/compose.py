@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from crossvit.config.explain import COMPOSITION_ERRORS, explain
 from crossvit.config.overrides import override_root
+from crossvit.config.place import config_directory
 from crossvit.errors import UserError
 from crossvit.redaction import redact
 
@@ -38,18 +40,6 @@ class Composed(NamedTuple):
     choices: dict[str, str | None]
 
 
-def config_directory() -> Path:
-    """`conf/`: beside the package in an installed wheel, at the top of a checkout otherwise.
-
-    Raises UserError where neither is there.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for directory in (package / "conf", package.parents[1] / "conf"):
-        if (directory / "train.yaml").is_file():
-            return directory
-    raise UserError(f"no conf/train.yaml in {package} or {package.parents[1]}: install crossvit again")
-
-
 def current_invocation() -> Invocation:
     """The job that Hydra is running. Raises ValueError outside of a Hydra job."""
     from hydra.core.hydra_config import HydraConfig
@@ -71,8 +61,6 @@ def compose_with_choices(overrides: list[str] | None = None, primary: str = "tra
     """As `compose`, with the chosen options."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
-
-    from crossvit.config.explain import COMPOSITION_ERRORS, explain
 
     register_resolvers()
     overrides = list(overrides or [])

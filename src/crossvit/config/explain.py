@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from crossvit.config.overrides import override_key
+from crossvit.config.place import config_directory
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 """What Hydra raises for a config that does not compose; ValueError for flags or overrides that exclude each other."""
@@ -84,8 +85,6 @@ def _missing_option(error) -> str:
     group, _, option = missing.rpartition("/")
     options = [option for option in error.options or () if option != "default"]
     if not group:
-        from crossvit.config.compose import config_directory
-
         return (
             f"no primary config {option!r}.{suggest(option, [path.stem for path in config_directory().glob('*.yaml')])}"
         )
@@ -113,8 +112,6 @@ def _without_values(primary: str, overrides: list[str], config_dir: str | None):
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from crossvit.config.compose import config_directory
-
     groups = _groups()
     chosen = [override for override in overrides if override_key(override) in groups]
     beside = [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
@@ -129,14 +126,10 @@ def _without_values(primary: str, overrides: list[str], config_dir: str | None):
 
 
 def _options(group: str) -> list[str]:
-    from crossvit.config.compose import config_directory
-
     return [path.stem for path in (config_directory() / group).glob("*.yaml") if path.stem != "default"]
 
 
 def _groups() -> list[str]:
-    from crossvit.config.compose import config_directory
-
     root = config_directory()
     return sorted(
         str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir() and "hydra" not in path.parts

@@ -187,7 +187,10 @@ class TestErrors:
         assert crossvit("train", "optimizer.lr=-1")[::2] == (2, "")
 
     def test_it_may_be_interrupted_meanwhile(self, crossvit, train, second_of_two, monkeypatch):
-        monkeypatch.setattr(job.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGINT))
+        def interrupted(seconds):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(job.time, "sleep", interrupted)
         assert crossvit("train", "optimizer.lrr=1")[::2] == (2, "")
 
     def test_a_process_behind_the_first_speaks_where_it_is_alone(self, crossvit, train, second_of_two, monkeypatch):

@@ -18,11 +18,15 @@ SHARDED = "fsdp_spawn"
 CORPORA = ("scenes",)
 PRESETS = ("easy", "medium", "hard")
 MODES = ("max", "min")
-STAGE_PARTS = (
-    *("patch_encoder", "vision", "text_encoder", "fusion", "model"),
-    *("data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger"),
-)
-"""Groups of which every stage has one."""
+STAGE_PARTS = {
+    **dict.fromkeys(("patch_encoder", "vision", "text_encoder", "fusion", "data", "scheduler", "trainer"), "_target_"),
+    "model": "width",
+    "optimizer": "algorithm",
+    "objective": None,
+    "callbacks": None,
+    "logger": None,
+}
+"""Groups of which every stage has one, and a key by which it is seen to be there."""
 
 Check = Callable[[str, Any], None]
 
@@ -222,11 +226,16 @@ CHECKS: dict[str, Check] = {
 
 
 def _check_groups(plain: dict) -> None:
-    """What a stage is made of is there: `~objective` takes it out."""
+    """What a stage is made of is there: `~optimizer` takes it out, but for what the stage says of it."""
     if "stage" not in plain:
         return
-    for name in STAGE_PARTS:
-        if not isinstance(plain.get(name), dict):
+    for name, sign in STAGE_PARTS.items():
+        node = plain.get(name)
+        whole = isinstance(node, dict) and (sign is None or sign in node)
+        if whole and name in ("callbacks", "objective"):
+            nodes = [child for child in node.values() if isinstance(child, dict)]
+            whole = not nodes or any("_target_" in child for child in nodes)
+        if not whole:
             instead = {"logger": "none", "callbacks": "quiet"}.get(name, "OPTION")
             raise UserError(f"{name}: a stage needs one; leave ~{name} out, or choose {name}={instead}")
 

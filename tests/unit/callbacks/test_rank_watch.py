@@ -2,13 +2,14 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
 from lightning.pytorch.strategies import DDPStrategy
 
 import tests.forked  # noqa: F401, what the server of these processes imports
-from crossvit.callbacks.rank_watch import RankWatch
+from crossvit.callbacks.rank_watch import RankWatch, _where
 from crossvit.errors import UserError
 from crossvit.stages.failures import explained
 from crossvit.stages.training import set_timeout
@@ -56,3 +57,11 @@ def test_a_single_process_starts_no_thread(tmp_path):
     watch = RankWatch(4.0)
     fit(Watched(), tmp_path, watch)
     assert "rank watch" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize(("file", "waits"), [("crossvit/distributed.py", True), ("crossvit/data/loader.py", False)])
+def test_reading_the_result_of_a_collective_is_waiting_for_it(file, waits):
+    """On a GPU the collective itself has returned by then."""
+    space = {"sys": sys}
+    exec(compile("def read():\n    return sys._getframe()", file, "exec"), space)
+    assert _where(space["read"]()) == (waits, f"read ({os.sep.join(file.split('/')[-2:])}:2)")

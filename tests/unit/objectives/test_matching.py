@@ -109,6 +109,12 @@ class TestDraw:
         assert drawn.own.tolist() == [1, 2]
         assert len(drawn.text) == len(drawn.image) == len(drawn.text_found) == len(drawn.image_found) == 2
 
+    def test_a_row_that_finds_none_asks_for_its_own(self):
+        one_picture = hand_state(torch.eye(3), torch.eye(3), uniform=uniform(), image_id=[7, 7, 7], text_id=[5, 5, 5])
+        drawn = draw_negatives(one_picture)
+        assert not drawn.text_found.any() and not drawn.image_found.any()
+        assert drawn.text.tolist() == drawn.image.tolist() == [0, 1, 2]
+
     def test_it_has_no_gradient(self):
         image = unit(3, 4).requires_grad_()
         drawn = draw_negatives(hand_state(image, unit(3, 4, seed=1), uniform=uniform()))

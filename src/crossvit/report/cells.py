@@ -56,7 +56,7 @@ HEADINGS = {
     "blind_text": "Blind, text only",
     "blind_image": "Blind, image only",
 }
-SOURCE_TASKS = ("vqcmi", "mimic")  # the two columns of the source document, always shown
+SOURCE_TASKS = ("vqcmi", "mimic")  # the two tasks of the source document's table, always shown
 CHAIN = ("imagenet", "coco", "vlr", "medical")
 PLAIN = ("mean rank",)  # metrics that are no fractions
 NOT_MEASURED = "not measured yet"

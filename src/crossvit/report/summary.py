@@ -34,12 +34,16 @@ class Figure:
             return self.mean - self.spread, self.mean + self.spread
         return (self.low, self.high) if len(self.values) == 1 and None not in (self.low, self.high) else None
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """`75.2 [72.1, 78.0]`, or `75.2 ± 1.0` over seeds."""
         value, spread, low, high = (shown(self.metric, x) for x in (self.mean, self.spread, self.low, self.high))
-        text = f"{self.metric}: {value}"
         if self.spread is not None:
-            return f"{text} ± {spread}"
-        return text if self.interval is None else f"{text} [{low}, {high}]"
+            return f"{value} ± {spread}"
+        return value if self.interval is None else f"{value} [{low}, {high}]"
+
+    def __str__(self) -> str:
+        return f"{self.metric}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Measurement:
 
     def lines(self, width: int) -> list[str]:
         """For a narrow column: direction and context, then the figures, as many a line as `width` holds and none broken."""
-        lines = [f"{self.direction or ''} {self.context}".strip()]
+        lines = [f"{self.direction or ''} {self._aside}".strip()]
         room = 0
         for figure in map(str, self.figures):
             if len(figure) < room:
@@ -64,7 +68,7 @@ class Measurement:
 
     @property
     def context(self) -> str:
-        """`(N=128, chance 0.8/3.9)`, led by the number of seeds where there are several; "" if nothing is known."""
+        """`N=128, chance 0.8/3.9`, led by the number of seeds where there are several; "" if nothing is known."""
         parts = []
         seeds = {len(figure.values) for figure in self.figures}
         if max(seeds) > 1:
@@ -74,11 +78,15 @@ class Measurement:
         chances = [shown(figure.metric, figure.chance) for figure in self.figures if figure.chance is not None]
         if chances:
             parts.append("chance " + (chances[0] if len(set(chances)) == 1 else "/".join(chances)))
-        return f"({', '.join(parts)})" if parts else ""
+        return ", ".join(parts)
+
+    @property
+    def _aside(self) -> str:
+        return f"({self.context})" if self.context else ""
 
     def __str__(self) -> str:
         """`image->text Acc@1: 75.2 [72.1, 78.0] Acc@5: 92.2 [90.1, 94.0] (N=128, chance 0.8/3.9)`."""
-        return " ".join(part for part in (self.direction, *map(str, self.figures), self.context) if part)
+        return " ".join(part for part in (self.direction, *map(str, self.figures), self._aside) if part)
 
 
 def measurements(cells: Iterable[Cell]) -> list[Measurement]:

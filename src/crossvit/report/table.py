@@ -1,11 +1,11 @@
-"""The result table: rows are dataset x backbone along the chain, columns are tasks."""
+"""The result table: for every task a line of dataset x backbone along the chain, Acc@1 and Acc@5 in columns of their own."""
 
 import csv
 import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -21,8 +21,9 @@ from crossvit.report.cells import ABSENT, CHAIN, HEADINGS, KEYS, NOT_MEASURED, S
 from crossvit.report.summary import Measurement, measurements
 
 LEGEND = "In percent; [95 % interval], or ± standard deviation over seeds."
-WIDE_ENTRY = 52  # two Acc figures with their intervals
+COLUMNS = ("Acc@1", "Acc@5")  # metrics with a column of their own
 STACKED_TASK = 22
+WRAPPED = {"Task": 30, "Candidates": 36}  # columns of a wide terminal whose text may be broken, and where
 
 
 class Row(NamedTuple):
@@ -31,6 +32,14 @@ class Row(NamedTuple):
     row: str
     dataset: str
     backbone: str
+
+
+class Line(NamedTuple):
+    """A measurement of one row, or no measurement and the reason."""
+
+    title: str
+    row: Row | None
+    found: Measurement | str
 
 
 class Table:
@@ -56,7 +65,7 @@ class Table:
 
     @property
     def tasks(self) -> list[str]:
-        """The source's two columns, then the known tasks that were measured, then others as they came."""
+        """The source's two tasks, then the known tasks that were measured, then others as they came."""
         measured = dict.fromkeys(cell.task for cell in self.cells)
         return list(dict.fromkeys([*SOURCE_TASKS, *(task for task in HEADINGS if task in measured), *measured]))
 
@@ -80,19 +89,63 @@ class Table:
         """Why an entry is empty."""
         return self.missing.get((row.row, task), self.missing.get(task, NOT_MEASURED))
 
+    @property
+    def headings(self) -> list[str]:
+        """Those of a table with one line a measurement."""
+        return ["Task", *self.row_headings, *COLUMNS, "Other figures", "Candidates"]
+
+    def lines(self) -> list[Line]:
+        """Task by task, and of one task direction by direction, the rows under each other. A task of the source without any figure has a
+        line that says why."""
+        lines = []
+        for task in self.tasks:
+            entries = [(row, found) for row in self.rows for found in self.entry(row, task)]
+            for direction in dict.fromkeys(found.direction for _, found in entries):
+                title = f"{heading(task)}, {direction}" if direction else heading(task)
+                lines += [Line(title, row, found) for row, found in entries if found.direction == direction]
+            if not entries and self.rows:
+                lines.append(Line(heading(task), None, self.reason(self.rows[0], task)))
+        return lines
+
+    def fields(self, line: Line) -> list[list[str]]:
+        """What stands under `headings`, each field as the lines it may be broken into."""
+        if line.row is None:
+            return [[line.title], *[[]] * (len(self.headings) - 2), [line.found]]
+        figures = {figure.metric: figure for figure in line.found.figures}
+        own = [[figures[metric].text] if metric in figures else [] for metric in COLUMNS]
+        others = [str(figure) for metric, figure in figures.items() if metric not in COLUMNS]
+        return [[line.title], *([text] for text in self.row_cells(line.row)), *own, others, [line.found.context]]
+
+    def grid(self) -> Iterator[list[list[str]]]:
+        """The fields of all lines; a title is not repeated."""
+        title = None
+        for line in self.lines():
+            first, *rest = self.fields(line)
+            yield [[] if line.title == title else first, *rest]
+            title = line.title
+
+    def gaps(self) -> list[str]:
+        """Rows without a figure where another row has one, and why: one sentence for all tasks that the same is to be said of."""
+        tasks: dict[tuple[str, str], list[str]] = {}
+        for task in self.tasks:
+            reasons: dict[str, list[str]] = {}
+            for row in self.rows:
+                if not self.entry(row, task):
+                    reasons.setdefault(self.reason(row, task), []).append(", ".join(self.row_cells(row)))
+            for reason, rows in reasons.items() if any(self.entry(row, task) for row in self.rows) else ():
+                tasks.setdefault(("; ".join(rows), reason), []).append(heading(task))
+        return [f"{rows}: {reason} ({'; '.join(names)})" for (rows, reason), names in tasks.items()]
+
     def to_rich(self) -> "TerminalTable":
-        """A Rich renderable: tasks side by side where the terminal is wide enough, else one block a row."""
+        """A Rich renderable: one line a measurement where the terminal is wide enough, else one block a row."""
         return TerminalTable(self)
 
     def to_markdown(self) -> str:
-        """A GitHub pipe table; one line of an entry for each direction, the legend below."""
-        header = [*self.row_headings, *(heading(task) for task in self.tasks)]
-        lines = [[_escape(name) for name in header], ["---"] * len(header)]
-        for row in self.rows:
-            entries = (self.entry(row, task) or [self.reason(row, task)] for task in self.tasks)
-            fields = ["<br>".join(_escape(str(line)) for line in entry) for entry in entries]
-            lines.append([*map(_escape, self.row_cells(row)), *fields])
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{LEGEND}\n"
+        """A GitHub pipe table, the legend below, and what has no figure and why."""
+        lines = [[[name] for name in self.headings], [["---"]] * len(self.headings), *self.grid()]
+        grid = "".join(f"| {' | '.join('<br>'.join(map(_escape, field)) for field in line)} |\n" for line in lines)
+        gaps = "".join(f"- {_escape(gap)}\n" for gap in self.gaps())
+        return f"{grid}\n{LEGEND}\n" + (f"\nWithout a figure:\n\n{gaps}" if gaps else "")
 
     def to_csv(self) -> str:
         """One line a cell, fractions, with the keys of `Cell` as header; nothing stands for None."""
@@ -151,12 +204,13 @@ class TerminalTable:
         yield wide if fits else self._stacked(options.max_width)
 
     def _wide(self) -> RichTable:
-        grid = RichTable(box=box.SIMPLE_HEAD, show_lines=True, caption=LEGEND)
-        for name in (*self.table.row_headings, *map(heading, self.table.tasks)):
-            grid.add_column(Text(name), no_wrap=True)
-        for row in self.table.rows:
-            entries = (self._entry(row, task, WIDE_ENTRY) for task in self.table.tasks)
-            grid.add_row(*map(Text, self.table.row_cells(row)), *entries)
+        grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, caption=LEGEND)
+        for name in self.table.headings:
+            grid.add_column(Text(name), no_wrap=name not in WRAPPED, max_width=WRAPPED.get(name))
+        for number, line in enumerate(self.table.grid()):
+            if number and line[0]:
+                grid.add_section()
+            grid.add_row(*(Text("\n".join(field)) for field in line))
         return grid
 
     def _stacked(self, width: int) -> RichTable:
@@ -181,7 +235,7 @@ class TerminalTable:
 
 
 def heading(task: str) -> str:
-    """A task's column heading."""
+    """How a task is printed."""
     return HEADINGS.get(task, task)
 
 

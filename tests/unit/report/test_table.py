@@ -98,7 +98,8 @@ def test_text_cannot_break_the_markdown():
 
 
 def test_missing_entries_say_why():
-    table = Table(CHAIN, missing={("ImageNet", "vqcmi"): "no text at this stage", "vlr": "comes last", "twins": "comes last"})
+    why = {("ImageNet", "vqcmi"): "no text at this stage", "vlr": "comes last", "twins": "comes last"}
+    table = Table(CHAIN, missing=why)
     *_, gaps = table.to_markdown().split("Without a figure:\n\n")
     assert gaps.splitlines() == [
         "- ImageNet, ConvStem: no text at this stage (VQCMI: natural-image matching)",

@@ -4,17 +4,17 @@ torchrun and srun run the whole command once for each device. Rank 0 looks into 
 others wait, train along, and are done when the training is.
 """
 
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.errors import UserError
 from crossvit.launch import place
 from crossvit.stages.store import StageClaim, StoredStage
+from crossvit.stages.training import build_trainer
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)
@@ -100,8 +100,6 @@ def join(cfg: DictConfig) -> Ranks:
     if _joined is None:
         import torch.distributed as dist
 
-        from crossvit.stages.training import build_trainer
-
         bare = cfg.copy()
         OmegaConf.set_readonly(bare, False)
         bare.callbacks, bare.logger, bare.trainer.strategy = {}, {}, "ddp"  # a sharded one asks for a model first
@@ -114,32 +112,6 @@ def join(cfg: DictConfig) -> Ranks:
         trainer.strategy.setup_environment()
         _joined = Ranks(rank, world, dist.new_group(backend="gloo", timeout=PATIENCE))
     return _joined
-
-
-class Surroundings(NamedTuple):
-    """A Trainer's strategy in the place of its process, and the plugin that tells its rank."""
-
-    strategy: Any
-    environment: Any
-
-
-def surroundings(strategy: Any) -> Surroundings:
-    """What a Trainer is told of the place of its process. One that was started from outside spawns no others; within a job of SLURM that
-    has one task nobody else's ranks count."""
-    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-
-    # an installed srun is no reason to use it
-    warnings.filterwarnings("ignore", message=r"The `srun` command is available.*")
-    found = {
-        "srun": lambda: SLURMEnvironment(auto_requeue=False),  # see callbacks/preempted.py
-        "torchrun": TorchElasticEnvironment,
-        None: LightningEnvironment,
-    }
-    launcher = place().launcher
-    if launcher is not None and isinstance(strategy, str) and strategy.startswith("ddp_"):
-        for method in ("_spawn", "_forkserver", "_fork", "_notebook"):
-            strategy = strategy.replace(method, "")
-    return Surroundings(strategy, found[launcher]())
 
 
 def go_on() -> bool:

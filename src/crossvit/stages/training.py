@@ -3,14 +3,14 @@
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.config.validate import SHARDED
 from crossvit.errors import UserError
-from crossvit.launch import in_slurm_job
+from crossvit.launch import in_slurm_job, place
 from crossvit.stages.build import CALLBACK, LOGGER, make
-from crossvit.stages.ranks import surroundings
 
 
 def build_trainer(cfg: DictConfig, directory: Path):
@@ -39,8 +39,8 @@ def build_trainer(cfg: DictConfig, directory: Path):
     settings["enable_checkpointing"] = (
         cfg.callbacks.get("checkpoint") is not None
     )  # else Lightning puts in one of its own
-    place = surroundings(settings["strategy"])
-    settings["strategy"] = place.strategy
+    around = surroundings(settings["strategy"])
+    settings["strategy"] = around.strategy
     if settings["strategy"] == SHARDED:
         from crossvit.sharding import ShardedStrategy
 
@@ -55,7 +55,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
             **settings,
             default_root_dir=str(directory),
             callbacks=[Resume(), StepCount(), *callbacks, RankWatch(cfg.collective_timeout), interrupt],
-            plugins=[WholeFile(), place.environment],
+            plugins=[WholeFile(), around.environment],
             logger=loggers,
             use_distributed_sampler=False,
         )
@@ -74,3 +74,29 @@ def set_timeout(strategy, seconds: float) -> None:
     """How long a process of several waits for the others in a collective; all of Lightning's strategies keep it under this name."""
     if hasattr(strategy, "_timeout"):
         strategy._timeout = timedelta(seconds=seconds)
+
+
+class Surroundings(NamedTuple):
+    """A Trainer's strategy in the place of its process, and the plugin that tells its rank."""
+
+    strategy: Any
+    environment: Any
+
+
+def surroundings(strategy: Any) -> Surroundings:
+    """What a Trainer is told of the place of its process. One that was started from outside spawns no others; within a job of SLURM that
+    has one task nobody else's ranks count."""
+    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    # an installed srun is no reason to use it
+    warnings.filterwarnings("ignore", message=r"The `srun` command is available.*")
+    found = {
+        "srun": lambda: SLURMEnvironment(auto_requeue=False),  # see callbacks/preempted.py
+        "torchrun": TorchElasticEnvironment,
+        None: LightningEnvironment,
+    }
+    launcher = place().launcher
+    if launcher is not None and isinstance(strategy, str) and strategy.startswith("ddp_"):
+        for method in ("_spawn", "_forkserver", "_fork", "_notebook"):
+            strategy = strategy.replace(method, "")
+    return Surroundings(strategy, found[launcher]())

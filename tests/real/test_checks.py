@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crossvit.data.checks.check import check
-from crossvit.data.mimic_cxr import MIMICCXRDataModule
+from crossvit.data.medical.mimic_cxr import MIMICCXRDataModule
 from crossvit.data.nlvr import NLVRDataModule
 from crossvit.data.tokenizer import WordTokenizer
 

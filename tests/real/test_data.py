@@ -16,10 +16,10 @@ from crossvit.data.caption_list import CaptionListDataModule
 from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
 from crossvit.data.karpathy import KarpathyDataModule
-from crossvit.data.mimic_cxr import MIMICCXRDataModule
+from crossvit.data.medical.mimic_cxr import MIMICCXRDataModule
+from crossvit.data.medical.openi import OpenIDataModule
 from crossvit.data.mixture import MixtureDataModule
 from crossvit.data.nlvr import NLVRDataModule
-from crossvit.data.openi import OpenIDataModule
 from crossvit.data.sugarcrepe import KINDS, SugarCrepeDataModule
 from crossvit.data.table import CaptionTableDataModule
 from crossvit.data.tokenizer import ClipTokenizer

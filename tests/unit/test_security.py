@@ -19,7 +19,7 @@ JUDGED = {
     ("stages/build.py", "instantiate"): "after require_trusted",
     ("stages/provenance.py", "subprocess.run"): "git, with fixed arguments",
     (
-        "data/fetching.py",
+        "data/shards/fetching.py",
         "subprocess.Popen",
     ): "a shell for data.shards=pipe:COMMAND, which only a user's own config holds; else a list",
     ("models/weights.py", "torch.load"): "weights_only=True",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from crossvit.data.pack import MANIFEST, Pack
+from crossvit.data.shards.pack import MANIFEST, Pack
 from crossvit.data.tokenizer import WordTokenizer
 from crossvit.stages.build import build_data
 from crossvit.stages.corpus import prepare_corpus

@@ -6,9 +6,9 @@ import sys
 from omegaconf import DictConfig, OmegaConf
 
 from crossvit.commands.run import run_directory
-from crossvit.data.bad_samples import BadSamples
 from crossvit.data.checks.check import check
 from crossvit.data.checks.words import lines
+from crossvit.data.reading.bad_samples import BadSamples
 from crossvit.data.tokenizer import WordTokenizer
 from crossvit.errors import FaultsFound, UserError
 from crossvit.report.atomic import write_atomically

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from crossvit.data.annotations import read_json
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.negated import NegatedDataModule
 from crossvit.data.pairs import PairIndex
+from crossvit.data.reading.annotations import read_json
+from crossvit.data.reading.bad_samples import BadRecord
 from crossvit.data.vlr import Statement, build_index
 from crossvit.errors import UserError
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionDataModule, CaptionIndex, caption_index
-from crossvit.data.held_out import HeldOut
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.held_out import HeldOut
+from crossvit.data.reading.pictures import Pictures
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

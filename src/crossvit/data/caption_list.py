@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from crossvit.data.annotations import read_json
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionDataModule, CaptionIndex
-from crossvit.data.held_out import HeldOut
+from crossvit.data.reading.annotations import read_json
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.held_out import HeldOut
 from crossvit.data.table import Table
 from crossvit.errors import UserError
 

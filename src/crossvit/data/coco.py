@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crossvit.data.annotations import read_json
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionDataModule, CaptionIndex, caption_index
 from crossvit.data.datasets import Captions
-from crossvit.data.packed import PackedStrings
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.annotations import read_json
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.packed import PackedStrings
+from crossvit.data.reading.pictures import Pictures
 from crossvit.errors import UserError
 
 _YEARS = ("2017", "2014")

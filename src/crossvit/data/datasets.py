@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossvit.data.annotations import text_id
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.batches import ImageBatch, PairBatch, TextBatch
-from crossvit.data.decoding import BadSample
-from crossvit.data.packed import PackedStrings
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.annotations import text_id
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.decoding import BadSample
+from crossvit.data.reading.packed import PackedStrings
+from crossvit.data.reading.pictures import Pictures
 from crossvit.data.sampler import Draw, SampleKey, sample_rng
 from crossvit.data.tokenizer import Tokenizer
 from crossvit.data.transforms import EvalTransform, TrainTransform

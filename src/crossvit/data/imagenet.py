@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.datasets import ImageDataset
 from crossvit.data.devkit import Devkit, find_devkit
 from crossvit.data.loader import EpochLoader
 from crossvit.data.module import CrossViTDataModule
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.pictures import Pictures
 from crossvit.errors import UserError
 
 CLASSES = "LOC_synset_mapping.txt"

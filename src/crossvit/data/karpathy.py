@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from crossvit.data.annotations import read_json
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionDataModule, CaptionIndex, caption_index
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.annotations import read_json
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.pictures import Pictures
 from crossvit.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.batches import PairBatch
 from crossvit.data.datasets import Loaded, PairDataset
 from crossvit.data.loader import EpochLoader
 from crossvit.data.module import SplitIndex
 from crossvit.data.pairs import PairDataModule
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.pictures import Pictures
 from crossvit.data.sampler import MixtureSampler, SampleKey
-from crossvit.data.stream import StreamDataModule
+from crossvit.data.shards.stream import StreamDataModule
 from crossvit.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
-from crossvit.data.annotations import release_free_memory
-from crossvit.data.bad_samples import BadRecord, BadSamples
 from crossvit.data.batches import ImageBatch, PairBatch
 from crossvit.data.datasets import Loaded
 from crossvit.data.loader import EpochLoader
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.annotations import release_free_memory
+from crossvit.data.reading.bad_samples import BadRecord, BadSamples
+from crossvit.data.reading.pictures import Pictures
 from crossvit.data.sampler import EpochSampler
 from crossvit.data.tokenizer import Tokenizer
 from crossvit.data.transforms import (

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from crossvit.data.annotations import read_jsonl
-from crossvit.data.bad_samples import BadRecord
-from crossvit.data.held_out import HeldOut
 from crossvit.data.pairs import PairIndex
+from crossvit.data.reading.annotations import read_jsonl
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.held_out import HeldOut
 from crossvit.data.vlr import Statement, StatementDataModule, build_index, read_statement
 from crossvit.errors import UserError
 

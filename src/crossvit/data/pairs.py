@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.datasets import Captions, PairDataset
 from crossvit.data.loader import EpochLoader
 from crossvit.data.module import CrossViTDataModule
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.pictures import Pictures
 from crossvit.data.sampler import Draw
 from crossvit.data.transforms import EvalTransform, TrainTransform
 from crossvit.errors import UserError

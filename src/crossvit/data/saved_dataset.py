@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from crossvit.data.annotations import read_json
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionDataModule, CaptionIndex, caption_index
-from crossvit.data.decoding import BadSample, decode_bytes, read_picture
-from crossvit.data.held_out import HeldOut
-from crossvit.data.packed import PackedStrings
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.annotations import read_json
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.decoding import BadSample, decode_bytes, read_picture
+from crossvit.data.reading.held_out import HeldOut
+from crossvit.data.reading.packed import PackedStrings
+from crossvit.data.reading.pictures import Pictures
 from crossvit.errors import UserError
 
 

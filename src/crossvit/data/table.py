@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crossvit.data.annotations import read_jsonl
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionDataModule, CaptionIndex, caption_index
-from crossvit.data.held_out import HELD_OUT, HeldOut
 from crossvit.data.pairs import PairIndex
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.annotations import read_jsonl
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.held_out import HELD_OUT, HeldOut
+from crossvit.data.reading.pictures import Pictures
 from crossvit.data.vlr import Statement, StatementDataModule, build_index, read_statement
 from crossvit.errors import UserError
 

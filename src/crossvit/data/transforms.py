@@ -9,7 +9,7 @@ from numpy.random import Generator
 from PIL import Image
 from torch import Tensor
 
-from crossvit.data.decoding import rgb_tensor
+from crossvit.data.reading.decoding import rgb_tensor
 
 Fit = Literal["crop", "squash"]
 """`crop`: shorter side to the target, then the centre. `squash`: the whole picture, aspect ratio not kept."""

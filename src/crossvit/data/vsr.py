@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crossvit.data.annotations import read_jsonl
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.pairs import PairIndex
+from crossvit.data.reading.annotations import read_jsonl
+from crossvit.data.reading.bad_samples import BadRecord
 from crossvit.data.vlr import Statement, StatementDataModule, build_index, read_statement
 from crossvit.errors import UserError
 

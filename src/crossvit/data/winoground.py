@@ -1,8 +1,8 @@
 """Winoground: two captions of the same words, and the two photographs that tell them apart."""
 
-from crossvit.data.annotations import read_jsonl
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.pairs import PairIndex
+from crossvit.data.reading.annotations import read_jsonl
+from crossvit.data.reading.bad_samples import BadRecord
 from crossvit.data.vlr import Statement, StatementDataModule, build_index
 
 _KEYS = ("caption_0", "caption_1", "image_0", "image_1")

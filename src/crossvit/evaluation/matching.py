@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from crossvit.data.annotations import text_id
+from crossvit.data.reading.annotations import text_id
 from crossvit.errors import UserError
 from crossvit.evaluation.subject import PAIRS_PER_CALL, Corpus, Measurement, Subject, encode_corpus, take
 from crossvit.metrics import (

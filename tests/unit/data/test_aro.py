@@ -10,7 +10,7 @@ import torch
 from crossvit.data import aro_order
 from crossvit.data.aro import ARODataModule
 from crossvit.data.aro_order import KINDS, OrderDataModule, plain
-from crossvit.data.decoding import decode_image
+from crossvit.data.reading.decoding import decode_image
 from crossvit.errors import UserError
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from crossvit.data.annotations import text_id
 from crossvit.data.coco import COCODataModule, Twin
+from crossvit.data.reading.annotations import text_id
 from crossvit.errors import UserError
 
 

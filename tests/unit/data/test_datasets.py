@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from crossvit.data.annotations import text_id
 from crossvit.data.datasets import Captions, ImageDataset, PairDataset, TextDataset
-from crossvit.data.packed import PackedStrings
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.annotations import text_id
+from crossvit.data.reading.packed import PackedStrings
+from crossvit.data.reading.pictures import Pictures
 from crossvit.data.sampler import SampleKey
 from crossvit.data.transforms import EvalTransform, TrainTransform
 

@@ -15,8 +15,8 @@ from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
 from crossvit.data.mixture import MixtureDataModule
 from crossvit.data.nlvr2 import NLVR2DataModule
-from crossvit.data.pack import packing
 from crossvit.data.sampler import MixtureSampler, SampleKey
+from crossvit.data.shards.pack import packing
 from crossvit.data.vsr import VSRDataModule
 from crossvit.errors import UserError
 from crossvit.stages.build import make as instantiate

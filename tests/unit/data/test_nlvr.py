@@ -1,7 +1,7 @@
 import pytest
 
-from crossvit.data.annotations import text_id
 from crossvit.data.nlvr import NLVRDataModule
+from crossvit.data.reading.annotations import text_id
 from crossvit.errors import UserError
 
 

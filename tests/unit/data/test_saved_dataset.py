@@ -59,7 +59,7 @@ def test_rows_are_pictures_with_captions(root, tokenizer, tmp_path):
     assert data.index("train").counts == {"samples": 7, "captions": 7}
     assert data.index("validation").counts == {"samples": 2, "captions": 3}
     pictures = data.index("train").pictures
-    from crossvit.data.decoding import decode_image
+    from crossvit.data.reading.decoding import decode_image
 
     for i in range(7):
         assert torch.equal(pictures.read(i), decode_image(tmp_path / f"pictures/{i}.png"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from crossvit.data.coco import COCODataModule
-from crossvit.data.stream import StreamDataModule
+from crossvit.data.shards.stream import StreamDataModule
 from crossvit.errors import UserError
 
 SECRET = "root:x:0:0:a line of a file that is none of their business"

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
-from crossvit.data.pack import Pack
-from crossvit.data.shards import ShardsDataModule
-from crossvit.data.stream import StreamDataModule
+from crossvit.data.shards.captions import ShardsDataModule
+from crossvit.data.shards.pack import Pack
+from crossvit.data.shards.stream import StreamDataModule
 
 
 class Writer(lightning.LightningModule):

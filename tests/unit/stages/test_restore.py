@@ -104,7 +104,7 @@ def targets(mark) -> dict[str, dict]:
         "a trainer": {"_target_": "lightning.Trainer", "default_root_dir": str(mark)},
         "a logger": {"_target_": "crossvit.loggers.wandb.wandb_logger", "save_dir": str(mark), "name": "x"},
         "a logger of lightning": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(mark)},
-        "a reader that runs commands": {"_target_": "crossvit.data.stream.StreamDataModule", "root": f"pipe:touch {mark}"},
+        "a reader that runs commands": {"_target_": "crossvit.data.shards.stream.StreamDataModule", "root": f"pipe:touch {mark}"},
         "a checkpoint writer": {"_target_": "timm.utils.CheckpointSaver", "model": None, "optimizer": None},
         "a store": {"_target_": "crossvit.stages.store.StageStore", "root": str(mark)},
     }  # fmt: skip

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crossvit.data.annotations import text_id
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionIndex
 from crossvit.data.checks.look_alikes import NearPairs, same
 from crossvit.data.checks.published import NEAR, differs, nearest, releases_of
 from crossvit.data.checks.scan import Prints, scan, thumbnails
 from crossvit.data.mixture import MixtureDataModule
 from crossvit.data.module import CrossViTDataModule, SplitIndex
-from crossvit.data.pictures import CroppedPictures
+from crossvit.data.reading.annotations import text_id
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.pictures import CroppedPictures
 from crossvit.errors import UserError
 
 FAULTS = {

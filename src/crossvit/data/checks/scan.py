@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.checks.look_alikes import SIDE, look, thumbnail
-from crossvit.data.decoding import BadSample, decode_bytes
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.decoding import BadSample, decode_bytes
+from crossvit.data.reading.pictures import Pictures
 
 _CHUNK = 64  # pictures that a worker hands over at a time
 _MIN_SIDE = 64  # large JPEGs are decoded at a fraction of their size: enough for a look, and damage shows as well

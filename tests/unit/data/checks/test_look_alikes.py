@@ -10,7 +10,7 @@ from PIL import Image
 
 from crossvit.data.checks import look_alikes
 from crossvit.data.checks.look_alikes import BITS, NearPairs, look, same, thumbnail
-from crossvit.data.decoding import decode_bytes
+from crossvit.data.reading.decoding import decode_bytes
 
 
 def photo(number: int, side: int = 128) -> torch.Tensor:

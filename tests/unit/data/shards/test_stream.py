@@ -13,16 +13,16 @@ import pytest
 import torch
 from filelock import FileLock
 
-from crossvit.data.annotations import text_id
-from crossvit.data.fetching import Cache, Fetcher, FetchError, Remote
 from crossvit.data.mixture import MixtureDataModule
-from crossvit.data.pack import Pack
+from crossvit.data.reading.annotations import text_id
 from crossvit.data.sampler import ShardSampler
-from crossvit.data.shards import ShardsDataModule
-from crossvit.data.stream import StreamDataModule
+from crossvit.data.shards.captions import ShardsDataModule
+from crossvit.data.shards.fetching import Cache, Fetcher, FetchError, Remote
+from crossvit.data.shards.pack import Pack
+from crossvit.data.shards.stream import StreamDataModule
 from crossvit.errors import UserError
 from tests.unit.data.test_module import as_rank, fit, keep_all
-from tests.unit.data.test_shards import sample, samples, write_tar
+from tests.unit.data.shards.test_captions import sample, samples, write_tar
 
 SIZES = (5, 4, 2, 6, 3, 4)  # 24 training samples
 

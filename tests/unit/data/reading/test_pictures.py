@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from crossvit.data import pictures as module
-from crossvit.data.decoding import BadSample
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading import pictures as module
+from crossvit.data.reading.decoding import BadSample
+from crossvit.data.reading.pictures import Pictures
 from crossvit.errors import UserError
 
 

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.datasets import Captions
-from crossvit.data.decoding import BadSample, decode_bytes, encode_png
 from crossvit.data.imagenet import CLASSES
 from crossvit.data.module import CrossViTDataModule
 from crossvit.data.pairs import PairIndex
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.decoding import BadSample, decode_bytes, encode_png
+from crossvit.data.reading.pictures import Pictures
 from crossvit.data.sampler import Draw
-from crossvit.data.tars import MAX_PICTURE_BYTES
+from crossvit.data.shards.tars import MAX_PICTURE_BYTES
 from crossvit.errors import UserError
 
 MANIFEST = "manifest.json"

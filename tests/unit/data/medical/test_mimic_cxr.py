@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from crossvit.data.annotations import text_id
-from crossvit.data.mimic_cxr import MIMICCXRDataModule
+from crossvit.data.medical.mimic_cxr import MIMICCXRDataModule
+from crossvit.data.reading.annotations import text_id
 from crossvit.errors import UserError
 from tests import films
 from tests.films import FilmStudy, write_mimic, write_splits, write_table

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from crossvit.data import pack as module
-from crossvit.data.class_shards import ClassShardsDataModule
 from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
 from crossvit.data.nlvr2 import NLVR2DataModule
-from crossvit.data.pack import Pack
-from crossvit.data.shards import ShardsDataModule
-from crossvit.data.statement_shards import StatementShardsDataModule
+from crossvit.data.shards import pack as module
+from crossvit.data.shards.captions import ShardsDataModule
+from crossvit.data.shards.classes import ClassShardsDataModule
+from crossvit.data.shards.pack import Pack
+from crossvit.data.shards.statements import StatementShardsDataModule
 from crossvit.data.table import CaptionTableDataModule
 from crossvit.data.vsr import VSRDataModule
 from crossvit.errors import UserError

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from crossvit.data.annotations import text_id
 from crossvit.data.datasets import Captions
 from crossvit.data.pairs import PairIndex
-from crossvit.data.shard_index import damaged_records
-from crossvit.data.shards import ShardPictures, Shards, ShardTexts, without
+from crossvit.data.reading.annotations import text_id
+from crossvit.data.shards.captions import ShardPictures, Shards, ShardTexts, without
+from crossvit.data.shards.index import damaged_records
 from crossvit.data.vlr import StatementDataModule
 
 

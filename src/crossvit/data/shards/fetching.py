@@ -22,7 +22,7 @@ from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from crossvit.data.shard_index import SUFFIX, ShardIndex, index_of, index_places
+from crossvit.data.shards.index import SUFFIX, ShardIndex, index_of, index_places
 from crossvit.errors import UserError
 from crossvit.redaction import redact
 

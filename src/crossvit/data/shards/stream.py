@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionDataModule, CaptionIndex
 from crossvit.data.datasets import MAX_REPLACEMENTS, Captions, PairDataset
-from crossvit.data.decoding import BadSample, decode_bytes
-from crossvit.data.fetching import Cache, Fetcher, FetchError, Opened, Remote, fetched_text
 from crossvit.data.loader import EpochLoader
-from crossvit.data.packed import PackedStrings
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.decoding import BadSample, decode_bytes
+from crossvit.data.reading.packed import PackedStrings
+from crossvit.data.reading.pictures import Pictures
 from crossvit.data.sampler import Draw, SampleKey, ShardSampler, sample_rng
-from crossvit.data.shards import expand_braces, read_captions
+from crossvit.data.shards.captions import expand_braces, read_captions
+from crossvit.data.shards.fetching import Cache, Fetcher, FetchError, Opened, Remote, fetched_text
 from crossvit.data.transforms import EvalTransform, TrainTransform
 from crossvit.errors import UserError
 

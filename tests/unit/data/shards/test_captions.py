@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from crossvit.data import shard_index
-from crossvit.data.annotations import text_id
-from crossvit.data.decoding import decode_image
-from crossvit.data.shard_index import ShardIndex, index_of
-from crossvit.data.shards import ShardsDataModule, expand_braces
-from crossvit.data.tars import split_name
+from crossvit.data.reading.annotations import text_id
+from crossvit.data.reading.decoding import decode_image
+from crossvit.data.shards import index as shard_index
+from crossvit.data.shards.captions import ShardsDataModule, expand_braces
+from crossvit.data.shards.index import ShardIndex, index_of
+from crossvit.data.shards.tars import split_name
 from crossvit.errors import UserError
 from tests.unit.data.conftest import save_picture
 from tests.unit.data.test_module import as_rank, fit, keep_all
@@ -272,7 +272,7 @@ def test_many_tars_are_indexed_by_several_processes(tmp_path, tokenizer):
 
 
 def test_more_tars_than_files_may_be_open(root, tokenizer, monkeypatch):
-    monkeypatch.setattr("crossvit.data.shards._OPEN_FILES", 1)
+    monkeypatch.setattr("crossvit.data.shards.captions._OPEN_FILES", 1)
     pictures = make(root, tokenizer).index("train").pictures
     assert [pictures.encoded(i) for i in (0, 10, 5, 1)] == [png(i) for i in (0, 10, 5, 1)]
     assert len(pictures._files) == 1

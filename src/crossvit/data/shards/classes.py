@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from crossvit.data.imagenet import CLASSES, ImageIndex, ImageNetDataModule
-from crossvit.data.shard_index import damaged_records
-from crossvit.data.shards import ShardPictures, Shards, without
+from crossvit.data.shards.captions import ShardPictures, Shards, without
+from crossvit.data.shards.index import damaged_records
 from crossvit.errors import UserError
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crossvit.data.bad_samples import BadRecord
-from crossvit.data.reports import (
+from crossvit.data.medical.reports import (
     ReportDataModule,
     Sections,
     Study,
@@ -16,6 +15,7 @@ from crossvit.data.reports import (
     read_table,
     whole_number,
 )
+from crossvit.data.reading.bad_samples import BadRecord
 from crossvit.errors import UserError
 
 _PREFIX = "mimic-cxr-2.*"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from crossvit.data.bad_samples import BadRecord, BadSamples
+from crossvit.data.reading.bad_samples import BadRecord, BadSamples
 from crossvit.errors import UserError
 
 ZERO = BadRecord("a.jpg", "zero bytes")

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crossvit.data.annotations import text_id
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.datasets import Captions, ImageDataset, TextDataset
 from crossvit.data.loader import EpochLoader
-from crossvit.data.packed import PackedStrings
 from crossvit.data.pairs import PairDataModule, PairIndex
-from crossvit.data.pictures import Pictures
+from crossvit.data.reading.annotations import text_id
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.packed import PackedStrings
+from crossvit.data.reading.pictures import Pictures
 from crossvit.errors import UserError
 
 SECTIONS = {

@@ -1,6 +1,6 @@
 import pytest
 
-from crossvit.data.reports import Sections, find_table, parse_report, read_table, whole_number
+from crossvit.data.medical.reports import Sections, find_table, parse_report, read_table, whole_number
 from crossvit.errors import UserError
 
 REPORT = """\

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from crossvit.data.packed import PackedStrings
+from crossvit.data.reading.packed import PackedStrings
 
 TEXTS = ["", "a red circle", "ünï çødé 狗 🐕", "lone surrogate \udcff", "x" * 5000]
 

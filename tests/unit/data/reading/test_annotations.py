@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from crossvit.data.annotations import read_json, read_jsonl, text_id
+from crossvit.data.reading.annotations import read_json, read_jsonl, text_id
 from crossvit.errors import UserError
 
 

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from crossvit.data.openi import OpenIDataModule, in_split
+from crossvit.data.medical.openi import OpenIDataModule, in_split
 from crossvit.errors import UserError
 
 # study: (headings, findings, impression, films as (name, projection))

@@ -20,14 +20,14 @@ from filelock import FileLock
 from rich.progress import Progress
 from torch import Tensor
 
-from crossvit.data.bad_samples import BadRecord
 from crossvit.data.captions import CaptionDataModule, CaptionIndex
 from crossvit.data.datasets import Captions
-from crossvit.data.decoding import BadSample, decode_bytes
-from crossvit.data.held_out import HeldOut
-from crossvit.data.packed import PackedStrings
-from crossvit.data.pictures import Pictures
-from crossvit.data.shard_index import ShardIndex, damaged_records, existing_index, index_of
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.decoding import BadSample, decode_bytes
+from crossvit.data.reading.held_out import HeldOut
+from crossvit.data.reading.packed import PackedStrings
+from crossvit.data.reading.pictures import Pictures
+from crossvit.data.shards.index import ShardIndex, damaged_records, existing_index, index_of
 from crossvit.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossvit.data.bad_samples import BadRecord
-from crossvit.data.decoding import BadSample, decode_image, encode_png, read_picture
-from crossvit.data.packed import PackedStrings
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.reading.decoding import BadSample, decode_image, encode_png, read_picture
+from crossvit.data.reading.packed import PackedStrings
 from crossvit.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from crossvit.data import decoding
-from crossvit.data.decoding import BadSample, decode_image
+from crossvit.data.reading import decoding
+from crossvit.data.reading.decoding import BadSample, decode_image
 
 
 def gradient(width=64, height=48):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from crossvit.data.bad_samples import BadRecord
-from crossvit.data.reports import ReportDataModule, Sections, Study, find_table, read_table, whole_number
+from crossvit.data.medical.reports import ReportDataModule, Sections, Study, find_table, read_table, whole_number
+from crossvit.data.reading.bad_samples import BadRecord
 from crossvit.errors import UserError
 
 _XML, _PNG = "ecgen-radiology", "NLMCXR_png"

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from crossvit.data.bad_samples import BadRecord
-from crossvit.data.tars import (
+from crossvit.data.reading.bad_samples import BadRecord
+from crossvit.data.shards.tars import (
     MAX_PICTURE_BYTES,
     MAX_TEXT_BYTES,
     PICTURES,

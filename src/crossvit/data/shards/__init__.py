@@ -1,0 +1,1 @@
+"""Datasets in tar shards of WebDataset: written, indexed, read from disk or streamed."""

@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """A training whose loss or weights are not finite: the recipe, not the machine, has failed."""
+
+
 class FaultsFound(Exception):
     """A check has done its work and found faults: exit code 1. The message is one line."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossvit.callbacks.health import Losses, LossWatch, record
-from crossvit.errors import UserError
+from crossvit.errors import Diverged
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class NonFinite(LossWatch):
     finite still stops.
 
     What is found is written to `health.jsonl`. Whatever the action, no checkpoint is written of weights that are not finite, so that the
-    stage goes on from the one before. Raises UserError naming step, term and samples.
+    stage goes on from the one before. Raises Diverged naming step, term and samples.
     """
 
     def __init__(self, action: str = "stop", max_skipped: int = 10) -> None:
@@ -41,7 +41,7 @@ class NonFinite(LossWatch):
 
     def look(self, trainer: L.Trainer, pl_module: L.LightningModule, losses: Losses) -> None:
         if losses.not_finite and (self.action == "stop" or _scaler(trainer) is not None):
-            raise UserError(self._told(trainer, pl_module, losses))
+            raise Diverged(self._told(trainer, pl_module, losses))
         self._before = losses
 
     def on_before_optimizer_step(
@@ -63,7 +63,7 @@ class NonFinite(LossWatch):
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if not all_finite([*pl_module.parameters(), *pl_module.buffers()]):
             path = record(trainer, "weights not finite", step=trainer.global_step)
-            raise UserError(
+            raise Diverged(
                 f"the weights are not finite after step {trainer.global_step}: no checkpoint is written of them, the one before stays "
                 f"({path}). {ADVICE[0].upper()}{ADVICE[1:]}"
             )
@@ -92,11 +92,11 @@ class NonFinite(LossWatch):
                 "step %d is left out, its gradients are not finite; such steps are listed in %s", losses.step, path
             )
         if not all_finite(pl_module.buffers()):
-            raise UserError(
+            raise Diverged(
                 f"step {losses.step} has left NaN in running statistics or in the queue, which skipping cannot mend ({path}): {ADVICE}"
             )
         if self._in_a_row >= self.max_skipped:
-            raise UserError(
+            raise Diverged(
                 f"the gradients of {self._in_a_row} steps in a row are not finite, the last is step {losses.step} ({path}): {ADVICE}"
             )
 

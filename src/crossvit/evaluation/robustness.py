@@ -12,7 +12,7 @@ from torch import Tensor
 from crossvit.data.batches import PairBatch
 from crossvit.errors import UserError
 from crossvit.evaluation.subject import Measurement, Subject
-from crossvit.metrics import estimate, verification_accuracy
+from crossvit.metrics import best_threshold, estimate, verification_accuracy
 from crossvit.models.crossvit import CrossViT
 from crossvit.objectives.adversarial import AdversarialLoss
 from crossvit.objectives.answers import matching_answers
@@ -23,10 +23,15 @@ STEP = 2.5  # the steps of an attack can cross the ball more than once: each is 
 
 
 class Outcome(NamedTuple):
-    """What an attack has left: which pairs are still judged right, (n,), and the mean loss."""
+    """What an attack has left: the scores of the pairs, how much more true than false, and their labels, (n,) each, and the mean loss."""
 
-    right: Tensor
+    score: Tensor
+    label: Tensor
     loss: float
+
+    def right(self, threshold: float) -> Tensor:
+        """(n,): which pairs are still judged right."""
+        return verification_accuracy(self.score, self.label, threshold)
 
 
 class Robustness:
@@ -35,7 +40,8 @@ class Robustness:
     space: what is changed, `text`, `patch` (shares of each sample's own norm, l2) or `pixel` (linf, in 255ths; changes are not clipped to
         the range of pixels).
     eps: radii in ascending order. steps: of the ascent. restarts: random starts of the strongest of several attacks.
-    limit: the first so many pairs of the split. surrogate: a model trained apart, whose pixel attacks are tried on this one.
+    limit: the first so many pairs of a split. fit_split: true is what scores above the threshold that is best on this split, unattacked;
+        None: above 0. surrogate: a model trained apart, whose pixel attacks are tried on this one.
 
     Checks (Athalye et al. 2018), all at the middle eps unless they say otherwise: the loss rises with eps and with the number of steps;
     restarts do not find what one start misses by far; an attack without a bound leaves nothing; one made on the surrogate is no stronger
@@ -52,6 +58,7 @@ class Robustness:
         steps: int = 10,
         restarts: int = 5,
         limit: int = 256,
+        fit_split: str | None = None,
         surrogate: CrossViT | None = None,
     ) -> None:
         if space not in ("text", "patch", "pixel"):
@@ -65,35 +72,45 @@ class Robustness:
             raise UserError(f"surrogate: an attack on {space} means nothing to another model; give it with space=pixel")
         self.data, self.split, self.task, self.space = data, split, task, space
         self.eps, self.steps, self.restarts, self.limit = list(eps), steps, restarts, limit
+        self.fit_split = fit_split
         self.surrogate = surrogate
-        self.splits = (split,)
+        self.splits = (split,) if fit_split in (None, split) else (split, fit_split)
 
     def __call__(self, subject: Subject) -> list[Measurement]:
         if not subject.scores_fused:
             return []
         with torch.no_grad():
-            model, batches = subject.model, self._batches(subject)
+            model, batches = subject.model, self._batches(subject, self.split)
             clean = self._outcome(model, batches, None)
+            threshold = 0.0
+            if self.fit_split is not None:
+                fit = self._outcome(model, self._batches(subject, self.fit_split), None)
+                threshold = best_threshold(fit.score, fit.label)
             curve = {eps: self._attack(model, batches, eps) for eps in self.eps}
             random = {eps: self._attack(model, batches, eps, 1, direction="random") for eps in self.eps}
             others = self._others(model, batches)
         task, middle = f"{self.task}_{self.space}", self._middle
-        subject.keep(task, {"eps": self.eps, "steps": self.steps, "checks": self._checks(clean, curve, others)})
+        subject.keep(
+            task, {"eps": self.eps, "steps": self.steps, "checks": self._checks(clean, curve, others, threshold)}
+        )
         found = [("eps 0", clean)]
         found += [(f"eps {eps:g}", outcome) for eps, outcome in curve.items()]
         found += [(f"random {eps:g}", outcome) for eps, outcome in random.items()]
         found += [
             (name if name == "unbounded" else f"eps {middle:g} {name}", outcome) for name, outcome in others.items()
         ]
-        return [Measurement(task, None, name, estimate(outcome.right), 2, 0.5) for name, outcome in found]
+        chance = {"eps 0": 0.5}  # under attack there is none
+        return [
+            Measurement(task, None, name, estimate(one.right(threshold)), 2, chance.get(name)) for name, one in found
+        ]
 
     @property
     def _middle(self) -> float:
         return self.eps[len(self.eps) // 2]
 
-    def _batches(self, subject: Subject) -> list[PairBatch]:
+    def _batches(self, subject: Subject, split: str) -> list[PairBatch]:
         found, left = [], self.limit
-        for batch in subject.batches(self.data, self.data.pair_loader(self.split)):
+        for batch in subject.batches(self.data, self.data.pair_loader(split)):
             rows = {name: value[:left] for name, value in batch._asdict().items() if value is not None}
             found.append(batch._replace(**rows | {"negatives": None, "negatives_mask": None}))
             left -= len(rows["index"])
@@ -106,26 +123,31 @@ class Robustness:
         found = {f"{k} steps": self._attack(model, batches, self._middle, k) for k in sorted({1, 3} - {self.steps})}
         if self.restarts:
             starts = [self._attack(model, batches, self._middle, init="uniform", seed=s) for s in range(self.restarts)]
-            worst = torch.stack([start.right for start in starts]).amin(dim=0)
-            found[f"{self.restarts} starts"] = Outcome(worst, max(start.loss for start in starts))
+            found[f"{self.restarts} starts"] = _worst(starts)
         if self.surrogate is not None:
             self.surrogate.to(next(model.parameters()).device).eval()
             found["transfer"] = self._attack(model, batches, self._middle, source=self.surrogate)
         return found | {"unbounded": self._attack(model, batches, None, 2 * self.steps)}
 
-    def _checks(self, clean: Outcome, curve: dict[float, Outcome], others: dict[str, Outcome]) -> dict[str, bool]:
+    def _checks(
+        self, clean: Outcome, curve: dict[float, Outcome], others: dict[str, Outcome], threshold: float
+    ) -> dict[str, bool]:
         """Which of the signs of a masked gradient are absent."""
         rising = [clean.loss, *(outcome.loss for outcome in curve.values())]
         whole = curve[self._middle]
+
+        def left(name: str) -> float:
+            return float(others[name].right(threshold).mean())
+
         fewer = [others[name].loss for name in ("1 steps", "3 steps") if name in others]
         found = {
             "loss rises with eps": all(a <= b for a, b in pairwise(rising)),
             "loss rises with steps": all(a <= b for a, b in pairwise([*fewer, whole.loss])),
-            "unbounded attack leaves next to nothing": float(others["unbounded"].right.mean()) < 0.05,
+            "unbounded attack leaves next to nothing": left("unbounded") < 0.05,
         }
         if self.restarts:
-            worst = others[f"{self.restarts} starts"].right
-            found["restarts find little more"] = float(whole.right.mean() - worst.mean()) < 0.05
+            one = float(whole.right(threshold).mean())
+            found["restarts find little more"] = one - left(f"{self.restarts} starts") < 0.05
         if self.surrogate is not None:
             found["transfer is no stronger"] = others["transfer"].loss <= whole.loss
         return found
@@ -164,7 +186,7 @@ class Robustness:
         source: CrossViT | None = None,
         seed: int = 0,
     ) -> Outcome:
-        right, total = [], 0.0
+        scores, labels, total = [], [], 0.0
         for number, batch in enumerate(batches):
             uniform = partial(_uniform, [seed, number])
             state = pair_state(model, batch, uniform)
@@ -173,10 +195,18 @@ class Robustness:
                 adversary.climb(attack)
                 state = state.perturb(Perturbation(**attack.delta), False)
             (answers,) = matching_answers(state, hard_negatives=False, generated_negatives=False)
-            right.append(verification_accuracy(answers.logits.float().cpu(), batch.label.cpu()))
+            logits = answers.logits.double().cpu()
+            scores.append(logits[:, 1] - logits[:, 0])
+            labels.append(batch.label.cpu())
             total += float(answers.loss()) * len(batch.label)
-        found = torch.cat(right)
-        return Outcome(found, total / len(found))
+        return Outcome(torch.cat(scores), torch.cat(labels), total / sum(map(len, labels)))
+
+
+def _worst(starts: Sequence[Outcome]) -> Outcome:
+    """Of each pair the start that has hurt most."""
+    scores, label = torch.stack([start.score for start in starts]), starts[0].label
+    worst = torch.where(label.bool(), scores.amin(dim=0), scores.amax(dim=0))
+    return Outcome(worst, label, max(start.loss for start in starts))
 
 
 def _uniform(seed: list[int], n: int, stream: int = 0) -> Tensor:

@@ -1,15 +1,21 @@
 """Is the statement true of the picture (or of the two pictures)? With the blind baselines that see only one side."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from crossvit.data.batches import PairBatch
 from crossvit.evaluation.subject import Measurement, Subject
 from crossvit.metrics import (
+    Estimate,
+    auroc,
+    best_threshold,
     consistency,
     consistency_chance,
     downsample,
     estimate,
+    estimate_statistic,
     image_only_logits,
     text_only_logits,
     verification_accuracy,
@@ -17,43 +23,75 @@ from crossvit.metrics import (
 from crossvit.tasks.cross_modal import pair_logits
 
 
+class Answers(NamedTuple):
+    """What a head says of n statements: how much more true than false, (n,) float64, and which statements they are, (n,) each."""
+
+    score: Tensor
+    label: Tensor
+    picture: Tensor
+    index: Tensor
+
+
 class Verification:
-    """True/false accuracy on a labelled split; a score of exactly 0 counts one half.
+    """True/false accuracy on a labelled split, a score of exactly 0 counting one half, and the AUROC, which no threshold enters.
 
     On pairs of pictures the head for two pictures answers. On one picture it is the matching head or the relation head of two classes, of
     two that are trained the one that the last stage has trained. Where the head is not trained there is no measurement of the model, nor
     for the matching head of a model without fusion, whose answer does not depend on which picture meets which text.
 
-    blind: also train a text-only and an image-only baseline on the `train` split and report them. groups: also report consistency, the
-    share of sentences right on all their pictures.
+    fit_split: also report the accuracy at the threshold that is best on this split (`Acc@1 fitted`): a head that was trained on another
+    share of true pairs than the test's has its own in the wrong place. blind: also train a text-only and an image-only baseline on the
+    `train` split and report them. groups: also report consistency, the share of sentences right on all their pictures.
     """
 
-    def __init__(self, data, split: str = "test", task: str = "vlr", blind: bool = False, groups: bool = False) -> None:
+    def __init__(
+        self,
+        data,
+        split: str = "test",
+        task: str = "vlr",
+        fit_split: str | None = None,
+        blind: bool = False,
+        groups: bool = False,
+    ) -> None:
         self.data = data
         self.split = split
         self.task = task
+        self.fit_split = fit_split
         self.blind = blind
         self.groups = groups
-        self.splits = (split, "train") if blind else (split,)
+        self.splits = tuple(dict.fromkeys(filter(None, (split, fit_split, "train" if blind else None))))
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
-        found, rows = [], []
-        for batch in subject.batches(self.data, self.data.pair_loader(self.split)):
+        if (test := self._answers(subject, self.split)) is None:
+            return []
+        right = verification_accuracy(test.score, test.label)
+        found = [self._figure("Acc@1", estimate(right))]
+        if self.fit_split is not None and (fit := self._answers(subject, self.fit_split)) is not None:
+            threshold = best_threshold(fit.score, fit.label)
+            fitted = verification_accuracy(test.score, test.label, threshold)
+            found.append(self._figure("Acc@1 fitted", estimate(fitted)))
+        found.append(self._figure("AUROC", estimate_statistic(auroc, test.score, test.label, clusters=test.picture)))
+        if self.groups:
+            sentence = torch.from_numpy(self.data.sentences(self.split))[test.index]
+            whole = estimate(consistency(right, sentence))
+            found.append(self._figure("consistency", whole, consistency_chance(sentence)))
+        return found + (self._baselines() if self.blind else [])
+
+    def _figure(self, metric: str, value: Estimate, chance: float = 0.5) -> Measurement:
+        return Measurement(self.task, None, metric, value, 2, chance)
+
+    def _answers(self, subject: Subject, split: str) -> Answers | None:
+        """What the trained head says of a split; None without one."""
+        rows = []
+        for batch in subject.batches(self.data, self.data.pair_loader(split)):
             head = answering_head(subject, two_images=batch.image.dim() == 5)
             if head is None:
-                break
-            logits = pair_logits(subject.model, batch, relation=head == "relation")
-            rows.append((logits.float().cpu(), batch.label.cpu(), batch.index.cpu()))
-        if rows:
-            logits, label, index = (torch.cat(column) for column in zip(*rows, strict=True))
-            right = verification_accuracy(logits, label)
-            found.append(Measurement(self.task, None, "Acc@1", estimate(right), 2, 0.5))
-            if self.groups:
-                sentence = torch.from_numpy(self.data.sentences(self.split))[index]
-                whole = estimate(consistency(right, sentence))
-                found.append(Measurement(self.task, None, "consistency", whole, 2, consistency_chance(sentence)))
-        return found + (self._baselines() if self.blind and found else [])
+                return None
+            logits = pair_logits(subject.model, batch, relation=head == "relation").double()
+            score = logits[:, 1] - logits[:, 0]
+            rows.append(tuple(x.cpu() for x in (score, batch.label, batch.image_id, batch.index)))
+        return Answers(*(torch.cat(part) for part in zip(*rows, strict=True))) if rows else None
 
     def _baselines(self) -> list[Measurement]:
         train, test = self._columns("train"), self._columns(self.split)

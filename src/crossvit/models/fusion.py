@@ -171,9 +171,25 @@ class CoAttentionFusion(CrossModalFusion):
 
 class LateFusion(CoAttentionFusion):
     """The control of co-attention: the same layers with the same parameters, but each stream reads itself a second time
-    instead of the other one. The streams meet only in the head, as [visual CLS; text CLS]."""
+    instead of the other one. The streams meet once, after the last layer: [visual CLS; text CLS] through an MLP, without which a linear
+    head would see a sum of what each side says by itself.
+
+    meeting_ratio: width of that MLP's hidden layer over 2 x width.
+    """
 
     exchanges = False
+
+    def __init__(
+        self, width: int, text_width: int, depth: int, heads: int, meeting_ratio: float = 2.0, **settings
+    ) -> None:
+        super().__init__(width, text_width, depth, heads, **settings)
+        self.meeting = MLP(2 * width, meeting_ratio, settings.get("dropout", 0.0))
+
+    def forward(
+        self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False, pooled_only: bool = False
+    ) -> FusionOutput:
+        apart = super().forward(visual, text, text_mask, need_weights, pooled_only)
+        return apart._replace(pooled=apart.pooled + self.meeting(apart.pooled))
 
 
 class MergedFusion(CrossModalFusion):

@@ -123,7 +123,8 @@ class DistillationLoss(Term):
     """A momentum teacher's answers as soft targets (`distill`; momentum distillation, Li et al. 2021).
 
     Cross-entropy is linear in its target, so ALBEF's target a x teacher + (1 - a) x label is weight a here and weight 1 - a of the hard
-    term. contrastive, matching: which answers are imitated. ramp: steps over which the weight grows from 0.
+    term. Logged is the entropy of that target, in nats: what a control that only softens has to match. contrastive, matching: which
+    answers are imitated. ramp: steps over which the weight grows from 0.
     """
 
     needs_teacher = True
@@ -158,15 +159,16 @@ class DistillationLoss(Term):
             for mine, theirs in zip(ask(state), ask(state.teacher), strict=True):
                 target = theirs.logits.detach()
                 total = total + mine.loss(target.float().softmax(dim=1)) / len(asked)
-                entropy.append(entropy_of(target).mean())
+                label = theirs.target.float()
+                whole = torch.lerp(label, target.float().softmax(dim=1), min(self.weight, 1.0))[theirs.counted]
+                entropy.append(entropy_of(whole).sum() / max(len(whole), 1))
         share = min(1.0, (state.step + 1) / self.ramp) if self.ramp else 1.0
         return TermOutput(share * total, {"target_entropy": torch.stack(entropy).mean(), "share": torch.tensor(share)})
 
 
-def entropy_of(logits: Tensor) -> Tensor:
-    """(n,) entropy of softmax(logits) in nats."""
-    log_p = torch.log_softmax(logits.float(), dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1)
+def entropy_of(target: Tensor) -> Tensor:
+    """(n,) entropy in nats of distributions (n, C)."""
+    return -torch.special.xlogy(target, target).sum(dim=1)
 
 
 class CrossDualLoss(Term):

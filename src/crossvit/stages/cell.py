@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from crossvit.config import StageConfig, chain_configs
 from crossvit.config.overrides import override_key, override_root
-from crossvit.errors import UserError
+from crossvit.errors import Diverged, UserError
 from crossvit.redaction import redact
 from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import Cell
@@ -22,6 +22,7 @@ from crossvit.report.study import cell_file
 from crossvit.report.table import Table
 from crossvit.stages.fingerprint import is_neutral, what_matters
 from crossvit.stages.provenance import environment
+from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 def ensure_cell(cfg: DictConfig, overrides: list[str]) -> bool:
     """Takes the cell of this arm and seed where its file is there and its settings are those of today; else runs it and writes the file.
 
-    Returns whether it was run. A cell that another process is running is skipped, not waited for.
+    Returns whether it was run. A cell that another process is running is skipped, not waited for. Of a training that has diverged the file
+    says so in the place of figures.
     """
     path = cell_file(Path(cfg.paths.study), cfg.arm.name, cfg.seed)
     configs = chain_configs(overrides, cfg.command)
@@ -43,7 +45,14 @@ def ensure_cell(cfg: DictConfig, overrides: list[str]) -> bool:
                 log.info("%s: taken from %s", cfg.run_name, path)
                 return False
             log.info("%s: its settings have changed, it is run again", cfg.run_name)
-        content = _run(cfg, overrides, configs) | {"settings": settings}
+        where = {"study": cfg.study.name, "arm": cfg.arm.name, "seed": cfg.seed, **environment()}
+        where |= {"command": command_line(cfg, overrides), "settings": settings}
+        try:
+            content = where | _run(cfg, overrides, configs)
+        except Diverged as error:  # a result too: left out, it would make the arm look better
+            log.error("%s: %s", cfg.run_name, error)
+            content = where | {"failed": str(error)}
+        content["finished"] = environment()["finished"]
         write_atomically(path, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
     return True
 
@@ -101,11 +110,6 @@ def _run(cfg: DictConfig, overrides: list[str], configs: list[StageConfig]) -> d
     curve = last.provenance.get("validation") or ()
     stages = [_stage(link.config.name, link.stored) for link in links]
     return {
-        "study": cfg.study.name,
-        "arm": cfg.arm.name,
-        "seed": cfg.seed,
-        **environment(),
-        "command": command_line(cfg, overrides),
         "changes": changes(configs, overrides, cfg),
         "fingerprint": last.fingerprint,
         "stages": stages,
@@ -114,6 +118,7 @@ def _run(cfg: DictConfig, overrides: list[str], configs: list[StageConfig]) -> d
         "monitor": cfg.stage.monitor,
         "mode": cfg.stage.mode,
         "validation": [[p["step"], p[cfg.stage.monitor]] for p in curve if cfg.stage.monitor in p],
+        "checks": _checks(last),
         "table": [asdict(cell) for cell in finite(cells)],
     }
 
@@ -129,7 +134,13 @@ def finite(cells: list[Cell]) -> list[Cell]:
     return Table(cells).cells
 
 
-def _stage(name: str, stored) -> dict[str, Any]:
+def _checks(stored: StoredStage) -> dict[str, dict[str, bool]]:
+    """What the attacks of the suite have found out about themselves: task -> check -> passed."""
+    files = sorted((stored.path / "evaluations").glob("robustness_*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8"))["checks"] for path in files}
+
+
+def _stage(name: str, stored: StoredStage) -> dict[str, Any]:
     """What a stage has cost: over all its steps, as counted at its start; None where it was trained without counting."""
     record = stored.provenance
     compute, steps = record.get("compute") or {}, record["steps"]
@@ -137,6 +148,7 @@ def _stage(name: str, stored) -> dict[str, Any]:
     return {
         "stage": name,
         "fingerprint": stored.fingerprint,
+        "git_commit": record["git_commit"],
         "steps": steps,
         "seconds": record["seconds"],
         **{key: None if value is None else value * steps for key, value in per_step.items()},

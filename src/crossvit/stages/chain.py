@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossvit.config import StageConfig, chain_configs, check_signatures, storable
-from crossvit.errors import UserError
+from crossvit.errors import Diverged, UserError
 from crossvit.stages.fingerprint import fingerprint
 from crossvit.stages.ranks import ALONE, Ranks, SharedClaim, join
 from crossvit.stages.store import StageClaim, StageStore, StoredStage
@@ -123,7 +123,7 @@ def train_stage(
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         claim.ranks.decide(lambda: forget_checkpoints(claim.directory))
-        raise UserError(
+        raise Diverged(
             f"stage {config.name}: {len(broken)} of {len(weights)} tensors are not finite any more ({broken[0]}, ...): lower "
             "optimizer.lr, or see where it begins with debug=anomaly"
         )

@@ -23,6 +23,9 @@ from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2
+"""Of what evaluators measure; one more where they measure more, so that what is kept beside a stage is measured again."""
+
 DATASETS = {
     "imagenet": "ImageNet",
     "imagenet_vit": "ImageNet (ViT)",
@@ -71,7 +74,7 @@ def evaluate_stages(
                 key: value for key, value in plain["data"].items() if not key.endswith(("root", "roots", "_file"))
             }
             key = hashlib.sha256(
-                json.dumps([plain, data.manifest(evaluator.splits)], sort_keys=True).encode()
+                json.dumps([FORMAT, plain, data.manifest(evaluator.splits)], sort_keys=True).encode()
             ).hexdigest()[:16]
             kept = stored.path / "evaluations" / f"{key}.json"
             if not kept.is_file():

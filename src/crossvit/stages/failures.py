@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from crossvit.callbacks.rank_watch import read_late
 from crossvit.config.validate import SHARDED
-from crossvit.errors import UserError
+from crossvit.errors import Diverged, UserError
 
 EVALUATION = "lower data.eval_batch_size of this entry of the suite"
 LOGITS_WEIGH = 4096
@@ -75,7 +75,10 @@ def explained(where: str, smaller: str, directory: Path | None = None) -> Iterat
         if reason is None:
             raise
         _end_children()
-        raise UserError(f"{where}: {reason}") from (None if isinstance(error, UserError) else error)
+        diverged = isinstance(error, Diverged) or _marker(Diverged) in str(error)
+        raise (Diverged if diverged else UserError)(f"{where}: {reason}") from (
+            None if isinstance(error, UserError) else error
+        )
 
 
 def explain(error: Exception, smaller: str, directory: Path | None = None) -> str | None:
@@ -105,11 +108,16 @@ def explain(error: Exception, smaller: str, directory: Path | None = None) -> st
 
 def _told_by_user_error(error: Exception) -> str | None:
     """A UserError's own message, without the traceback that a worker or a spawned process puts around it."""
-    marker = f"{UserError.__module__}.{UserError.__qualname__}: "
     text = str(error)
-    if marker in text and (isinstance(error, UserError) or type(error).__name__ == "ProcessRaisedException"):
-        return text.rpartition(marker)[2].strip()
+    for marker in map(_marker, (UserError, Diverged)):
+        if marker in text and (isinstance(error, UserError) or type(error).__name__ == "ProcessRaisedException"):
+            return text.rpartition(marker)[2].strip()
     return text if isinstance(error, UserError) else None
+
+
+def _marker(kind: type[Exception]) -> str:
+    """What a traceback writes before the message of such an error."""
+    return f"{kind.__module__}.{kind.__qualname__}: "
 
 
 def _from_loader(error: Exception) -> bool:

@@ -84,7 +84,7 @@ def test_the_same_figures_again(model):
 
 def test_a_limit(model):
     evaluator = Robustness(DATA, eps=[0.1], limit=7)
-    batches = evaluator._batches(Subject(model, TRAINED, torch.device("cpu")))
+    batches = evaluator._batches(Subject(model, TRAINED, torch.device("cpu")), "test")
     assert [len(batch.index) for batch in batches] == [6, 1]
 
 

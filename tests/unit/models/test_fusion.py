@@ -102,9 +102,25 @@ def test_without_exchange_there_is_no_pairing(kind, make_fusion):
     assert make_fusion(kind)(*streams(), need_weights=True).pairing is None
 
 
-def test_late_has_the_parameters_of_co_attention():
-    sizes = [sum(p.numel() for p in kind(64, 48, 2, 4).parameters()) for kind in (CoAttentionFusion, LateFusion)]
-    assert sizes[0] == sizes[1]
+def test_late_has_the_parameters_of_co_attention_and_those_of_the_meeting():
+    co_attention, late = (kind(64, 48, 2, 4) for kind in (CoAttentionFusion, LateFusion))
+    shapes = {name: p.shape for name, p in late.named_parameters() if not name.startswith("meeting.")}
+    assert shapes == {name: p.shape for name, p in co_attention.named_parameters()}
+    hidden = [LateFusion(64, 48, 2, 4, meeting_ratio=ratio).meeting[0].out_features for ratio in (1.0, 2.0)]
+    assert hidden == [128, 256]
+
+
+@pytest.mark.parametrize("kind", ["co_attention", "merged", "text_side", "late", "none"])
+def test_what_a_linear_head_sees_of_a_pair_is_no_sum_of_what_it_sees_of_each_side(kind, make_fusion):
+    fusion = make_fusion(kind)
+    visual, text, mask = streams()
+    mask = torch.ones_like(mask)
+    head = torch.randn(2 * fusion.width)
+    score = {
+        (i, j): fusion(visual[i : i + 1], text[j : j + 1], mask[:1]).pooled[0] @ head for i in (0, 1) for j in (0, 1)
+    }
+    interaction = score[0, 0] + score[1, 1] - score[0, 1] - score[1, 0]
+    assert (interaction.abs() > 1e-3) == fusion.is_joint
 
 
 def test_streams_have_weights_of_their_own_unless_tied():

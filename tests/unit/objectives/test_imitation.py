@@ -54,9 +54,9 @@ class TestDivergence:
         assert divergence(nothing, nothing) == 0
 
     def test_entropy(self):
-        assert entropy_of(torch.zeros(2, 5)).tolist() == pytest.approx([math.log(5)] * 2, abs=1e-6)
+        assert entropy_of(torch.full((2, 5), 0.2)).tolist() == pytest.approx([math.log(5)] * 2, abs=1e-6)
         expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-        assert entropy_of(THREE_QUARTERS).tolist() == pytest.approx([expected], abs=1e-6)
+        assert entropy_of(torch.tensor([[0.75, 0.25, 0.0]])).tolist() == pytest.approx([expected], abs=1e-6)
 
 
 class TestMutualDivergence:
@@ -233,6 +233,17 @@ class TestDistillation:
         out.loss.backward()
         assert out.loss.item() == pytest.approx(out.figures["target_entropy"].item(), rel=1e-5)
         assert state.image_embedding.grad.abs().max() < 1e-6
+
+    def test_the_logged_entropy_is_that_of_label_and_teacher_together(self):
+        state = self.state()
+        state.make_teacher = lambda: hand_state(
+            *(torch.ones(4, 3) / 3**0.5 for _ in range(2)), 5.0
+        )  # undecided among four
+        for weight, right in ((1.0, 0.25), (0.4, 0.7), (2.0, 0.25)):
+            other = (1 - right) / 3
+            wanted = -(right * math.log(right) + 3 * other * math.log(other))
+            found = DistillationLoss(weight)(state).figures["target_entropy"].item()
+            assert found == pytest.approx(wanted, rel=1e-5)
 
     def test_the_weight_grows(self):
         full = DistillationLoss()(self.state()).loss

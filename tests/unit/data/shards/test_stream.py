@@ -21,8 +21,8 @@ from crossvit.data.shards.fetching import Cache, Fetcher, FetchError, Remote
 from crossvit.data.shards.pack import Pack
 from crossvit.data.shards.stream import StreamDataModule
 from crossvit.errors import UserError
-from tests.unit.data.test_module import as_rank, fit, keep_all
 from tests.unit.data.shards.test_captions import sample, samples, write_tar
+from tests.unit.data.test_module import as_rank, fit, keep_all
 
 SIZES = (5, 4, 2, 6, 3, 4)  # 24 training samples
 

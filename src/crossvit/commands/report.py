@@ -24,6 +24,6 @@ def run(cfg: DictConfig) -> Path:
 
 def grid_of(cfg: DictConfig) -> Grid:
     """The study's plan and the cells that are there."""
-    plan = Plan(**OmegaConf.to_container(cfg.study, resolve=True))
+    plan = Plan.of(OmegaConf.to_container(cfg.study, resolve=True))
     plan.check(group_options("arm"))
     return Grid.read(plan, Path(cfg.paths.study))

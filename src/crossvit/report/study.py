@@ -11,6 +11,7 @@ from crossvit.errors import UserError
 from crossvit.metrics import Difference, holm, paired_difference
 
 Cells = Mapping[tuple[str, int], dict[str, Any]]  # (arm, seed) -> content of a cell's file
+Than = str | float | Mapping[str, str]  # an arm, a number, or {"metric": another metric of the same arm}
 
 
 class Context(NamedTuple):
@@ -29,16 +30,18 @@ class Plan:
     arms: Sequence[str]
     seeds: Sequence[int]
     longer: Sequence[str]
+    primary: str  # the metric that the arms are ranked by
     metrics: Mapping[str, Sequence[str]]
     escaped: float
     goal: float
     families: Mapping[str, Sequence[str] | None]
     claims: Mapping[str, Mapping[str, Any]]
 
-    @property
-    def primary(self) -> str:
-        """The metric that the arms are ranked by: the first."""
-        return next(iter(self.metrics))
+    @classmethod
+    def of(cls, study: Mapping[str, Any]) -> "Plan":
+        """From the node `study` of a config, without the metrics that are null."""
+        metrics = {name: figures for name, figures in (study["metrics"] or {}).items() if figures is not None}
+        return cls(**{**study, "metrics": metrics})
 
     def check(self, options: Collection[str]) -> None:
         """Raises UserError, naming the key, where a name stands for nothing or a seed or an arm stands twice. options: all arms
@@ -52,6 +55,8 @@ class Plan:
                 raise UserError(f"study.{key}={values}: name at least one, and each once")
         if not self.metrics:
             raise UserError("study.metrics: name at least one, e.g. vlr: [vlr/Acc@1]")
+        if self.primary not in self.metrics:
+            raise UserError(f"study.primary={self.primary}: choose one of study.metrics ({', '.join(self.metrics)})")
         known = {"study.base": [self.base], "study.longer": self.longer}
         known |= {f"study.families.{name}": arms or () for name, arms in self.families.items()}
         for key, arms in known.items():
@@ -86,8 +91,12 @@ class Plan:
                 lacking = [key for key in ("arm", "expected", "than", "metric") if key not in evidence]
                 if lacking:
                     raise UserError(f"{where}: the evidence lacks {', '.join(lacking)}")
-                if evidence["metric"] not in self.metrics:
-                    raise UserError(f"{where}: metric {evidence['metric']!r} is not in study.metrics")
+                than = evidence["than"]
+                if isinstance(than, Mapping) and set(than) != {"metric"}:
+                    raise UserError(f"{where}: than {than!r}: name an arm, a number or {{metric: NAME}}")
+                for metric in (evidence["metric"], than["metric"] if isinstance(than, Mapping) else self.primary):
+                    if metric not in self.metrics:
+                        raise UserError(f"{where}: metric {metric!r} is not in study.metrics")
                 if evidence["expected"] not in ("higher", "lower"):
                     raise UserError(f"{where}: expected {evidence['expected']!r}: write higher or lower")
                 margin = evidence.get("margin", 0)
@@ -107,7 +116,9 @@ class Grid:
 
     def __init__(self, plan: Plan, cells: Cells) -> None:
         self.plan = plan
-        self.cells = {key: cell for key, cell in cells.items() if key[0] in plan.arms and key[1] in plan.seeds}
+        known = {key: cell for key, cell in cells.items() if key[0] in plan.arms and key[1] in plan.seeds}
+        self.cells = {key: cell for key, cell in known.items() if "failed" not in cell}
+        self.failed = {key: cell["failed"] for key, cell in known.items() if "failed" in cell}
 
     @classmethod
     def read(cls, plan: Plan, directory: Path) -> "Grid":
@@ -122,8 +133,12 @@ class Grid:
 
     @property
     def complete(self) -> bool:
-        """Every arm has every seed."""
-        return len(self.cells) == len(self.plan.arms) * len(self.plan.seeds)
+        """Every arm has every seed, or has failed there."""
+        return len(self.cells) + len(self.failed) == len(self.plan.arms) * len(self.plan.seeds)
+
+    def failures(self, arm: str) -> int:
+        """How many seeds of an arm have diverged."""
+        return sum(key[0] == arm for key in self.failed)
 
     def of(self, arm: str) -> dict[int, dict[str, Any]]:
         """Seed -> cell."""
@@ -147,24 +162,29 @@ class Grid:
                 return Context(figures[0]["candidates"], None if None in known else fmean(known))
         return Context(None, None)
 
-    def difference(self, arm: str, than: str | float, metric: str) -> Difference | None:
-        """arm - than over the seeds that both have; `than` is an arm or a number. None without such a seed."""
+    def difference(self, arm: str, than: Than, metric: str, confidence: float = 0.95) -> Difference | None:
+        """arm - than over the seeds that both have. None without such a seed."""
         first = self.values(arm, metric) if arm in self.plan.arms else {}
-        second = dict.fromkeys(first, than) if isinstance(than, int | float) else {}
-        if than in self.plan.arms:
+        second: Mapping[int, float] = {}
+        if isinstance(than, int | float):
+            second = dict.fromkeys(first, than)
+        elif isinstance(than, Mapping):
+            second = self.values(arm, than["metric"]) if first else {}
+        elif than in self.plan.arms:
             second = self.values(than, metric)
         seeds = [seed for seed in first if seed in second]
-        return paired_difference([first[s] for s in seeds], [second[s] for s in seeds]) if seeds else None
+        return paired_difference([first[s] for s in seeds], [second[s] for s in seeds], confidence) if seeds else None
 
     def corrected(self, metric: str) -> dict[str, float]:
-        """Arm -> p value against the base, corrected within its family (Holm). An arm without a family stands alone."""
+        """Arm -> p value against the base (paired t), corrected within its family as it is planned (Holm). An arm without a family stands
+        alone."""
         found: dict[str, float] = {}
         placed = {arm for arms in self.plan.families.values() for arm in arms or ()}
         alone = [[arm] for arm in self.plan.arms if arm not in placed and arm != self.plan.base]
         for arms in (*self.plan.families.values(), *alone):
             measured = {arm: self.difference(arm, self.plan.base, metric) for arm in arms or ()}
-            measured = {arm: difference.p for arm, difference in measured.items() if difference is not None}
-            found |= dict(zip(measured, holm(list(measured.values())), strict=True))
+            tested = {arm: one.p for arm, one in measured.items() if one is not None and one.p is not None}
+            found |= dict(zip(tested, holm(list(tested.values()), len(arms or ())), strict=True))
         return found
 
     def passes(self, arm: str, key: str = "flops") -> float | None:
@@ -183,10 +203,25 @@ class Grid:
 
     def matched(self, arm: str) -> str | None:
         """The shortest of the longer bases whose chain has cost as much as the arm's or more; None where none has, or none is there."""
-        spent = self.chain_passes(arm)
-        costs = {other: self.chain_passes(other) for other in self.plan.longer if other != arm}
-        enough = {other: cost for other, cost in costs.items() if spent and cost and cost >= spent * (1 - TOLERANCE)}
+        spent = {other: self.spent_by(other, arm) for other in self.plan.longer if other != arm}
+        enough = {other: ratio for other, ratio in spent.items() if ratio is not None and ratio >= 1 - TOLERANCE}
         return min(enough, key=enough.__getitem__, default=None)
+
+    def spent_by(self, other: str, arm: str) -> float | None:
+        """FLOPs of the other's chain over those of the arm's, the mean over the seeds that both have; None where they were not counted."""
+        first, second = self.of(other), self.of(arm)
+        pairs = [(first[seed]["chain_flops"], second[seed]["chain_flops"]) for seed in first if seed in second]
+        return fmean(a / b for a, b in pairs) if pairs and all(a and b for a, b in pairs) else None
+
+    def doubts(self, metric: str) -> dict[str, list[str]]:
+        """Check that an attack behind this metric has not passed -> the cells it has not passed in."""
+        tasks = {selector.split("/")[0] for selector in self.plan.metrics[metric]}
+        found: dict[str, list[str]] = {}
+        for (arm, seed), cell in self.cells.items():
+            for task, checks in (cell.get("checks") or {}).items():
+                for check in (name for name, passed in checks.items() if task in tasks and not passed):
+                    found.setdefault(check, []).append(f"{arm}-seed{seed}")
+        return found
 
 
 TOLERANCE = 0.05
@@ -208,7 +243,8 @@ def figure(cell: Mapping[str, Any], selector: str) -> dict[str, Any] | None:
 def _read(path: Path, arm: str, seed: int) -> dict[str, Any]:
     try:
         cell = json.loads(path.read_text(encoding="utf-8"))
-        intact = (cell["arm"], cell["seed"]) == (arm, seed) and all(key in cell for key in KEYS)
+        keys = KEYS[: KEYS.index("steps")] if "failed" in cell else KEYS
+        intact = (cell["arm"], cell["seed"]) == (arm, seed) and all(key in cell for key in keys)
     except (ValueError, LookupError, TypeError):
         intact = False
     if not intact:

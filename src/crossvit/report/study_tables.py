@@ -1,7 +1,8 @@
 """The report of a study in markdown: what the arms reach at equal steps and at equal compute, and what becomes of the claims."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 from crossvit.metrics import Difference, first_step_at, median_step, share_at_least, spread
@@ -13,10 +14,10 @@ from crossvit.report.table import heading
 
 LEGEND = """\
 In percent; mean ± standard deviation over seeds (least seed). Differences are taken seed by seed, in points, with the 95 % t interval of
-their mean. p: exact sign-flip test, which n seeds cannot bring below 2/2^n; Holm: corrected within the arm's family. A verdict goes by the
-interval: "supported" or "refuted" where it lies on one side of 0 (or of what is tolerated), else "undecided"; it needs three seeds.
-Verdicts are each for itself, not corrected for their number, and at the arms' own lengths: what an arm cost, and what a base does with as
-much, stands in the tables before.
+their mean. p: paired t test; Holm: the same corrected within the arm's family, those of its arms that are not there yet included; flips:
+exact sign-flip test, which n seeds cannot bring below 2/2^n. A verdict goes by the interval beside it, which holds for all comparisons of
+its claim together (Bonferroni): "supported" or "refuted" where it lies on one side of 0 (or of what is tolerated), else "undecided"; it
+needs three seeds. Verdicts are at the arms' own lengths: what an arm cost, and what a base does with as much, stands in the tables before.
 """
 
 
@@ -38,6 +39,7 @@ def to_markdown(grid: Grid) -> str:
     parts = [f"# Study: {plan.name}\n", _standing(grid)]
     for metric in plan.metrics:
         parts.append(f"\n## {heading(metric)}, equal steps\n\n{_context(grid, metric)}\n\n{equal_steps(grid, metric)}")
+        parts += [f"\n{doubt}\n" for doubt in _doubts(grid, metric)]
     parts.append(f"\n## Equal compute\n\n{_compute_note(grid)}\n\n{equal_compute(grid)}")
     parts.append(f"\n## Claims\n\n{claims(grid)}\n{LEGEND}")
     return "".join(parts)
@@ -45,27 +47,29 @@ def to_markdown(grid: Grid) -> str:
 
 def begun(grid: Grid) -> list[str]:
     """The arms that have a cell, in the plan's order."""
-    return [arm for arm in grid.plan.arms if grid.of(arm)]
+    return [arm for arm in grid.plan.arms if grid.of(arm) or grid.failures(arm)]
 
 
 def equal_steps(grid: Grid, metric: str) -> str:
     """One line an arm that has been begun: level, difference from the base, escape from the plateau, speed, cost."""
     plan, adjusted = grid.plan, grid.corrected(metric)
-    header = ["arm", "seeds", "level", "minus base", "p", "Holm", f"seeds >= {percent(plan.escaped, 0)}"]
+    header = ["arm", "seeds", "level", "minus base", "p", "Holm", "flips", f"seeds >= {percent(plan.escaped, 0)}"]
     header += [f"steps to {percent(plan.goal, 0)} in validation", "pair-passes"]
     lines = []
     for arm in begun(grid):
-        values = list(grid.values(arm, metric).values())
+        values, failures = list(grid.values(arm, metric).values()), grid.failures(arm)
+        runs = [*values, *[-inf] * failures]
         difference = None if arm == plan.base else grid.difference(arm, plan.base, metric)
         lines.append(
             [
                 arm,
-                f"{len(values)} of {len(plan.seeds)}",
+                f"{len(values)} of {len(plan.seeds)}" + f", {failures} diverged" * bool(failures),
                 level(values),
                 "" if arm == plan.base else effect(difference),
                 p_value(difference.p if difference else None),
                 p_value(adjusted.get(arm)),
-                percent(share_at_least(values, plan.escaped), 0) if values else "",
+                p_value(difference.sign_flip if difference else None),
+                percent(share_at_least(runs, plan.escaped), 0) if runs else "",
                 speed(grid, arm),
                 count(grid.passes(arm)),
             ]
@@ -74,38 +78,46 @@ def equal_steps(grid: Grid, metric: str) -> str:
 
 
 def equal_compute(grid: Grid) -> str:
-    """One line an arm that has been begun: the base that was given as much, and the difference from it in the primary metric."""
+    """One line an arm that has been begun: the base that was given as much, what it has spent over what the arm has, and the differences
+    from it."""
     plan = grid.plan
     lines = []
     for arm in begun(grid):
         if arm in plan.longer:
             continue
         other = grid.matched(arm)
-        difference = grid.difference(arm, other, plan.primary) if other else None
-        if difference is None:
-            lines.append([arm, count(grid.chain_passes(arm)), NOT_MEASURED, "", "", ""])
-        else:
-            found = [count(grid.chain_passes(arm)), other, count(grid.chain_passes(other))]
-            lines.append([arm, *found, effect(difference), p_value(difference.p)])
-    header = ["arm", "pair-passes of the chain", "base", "pair-passes of that base"]
-    return table([*header, f"minus that base, {heading(plan.primary)}", "p"], lines)
+        found = [NOT_MEASURED, *[""] * (len(plan.metrics) + 1)]
+        if other:
+            differences = [grid.difference(arm, other, metric) for metric in plan.metrics]
+            found = [other, f"{grid.spent_by(other, arm):.2f}", *map(effect, differences)]
+        lines.append([arm, count(grid.chain_passes(arm)), *found])
+    return table(
+        ["arm", "pair-passes of the chain", "base", "spent by it / by the arm", *map(heading, plan.metrics)], lines
+    )
 
 
 def claims(grid: Grid) -> str:
     """One line a claim and comparison."""
     lines = []
     for name, claim in grid.plan.claims.items():
+        confidence = 1 - 0.05 / max(len(claim["evidence"]), 1)
         for evidence in claim["evidence"] or [None]:
             if evidence is None:
                 lines.append([name, claim["says"], "", "", NOT_MEASURED])
                 continue
             arm, than, metric = evidence["arm"], evidence["than"], evidence["metric"]
-            other = than if isinstance(than, str) else percent(than)
+            other = (
+                heading(than["metric"])
+                if isinstance(than, Mapping)
+                else than
+                if isinstance(than, str)
+                else percent(than)
+            )
             expected, margin = evidence["expected"], evidence.get("margin", 0)
             worse = {"higher": "lower", "lower": "higher"}[expected]
             asked = f"no more than {percent(margin)} {worse}" if margin else expected
             question = f"{arm} {asked} than {other} in {heading(metric)}"
-            difference = grid.difference(arm, than, metric)
+            difference = grid.difference(arm, than, metric, confidence)
             found = "" if difference is None else f"{effect(difference)} (seeds: {difference.count})"
             lines.append([name, claim["says"], question, found, verdict(difference, expected, margin)])
     return table(["claim", "says", "tested as", "difference", "verdict"], lines)
@@ -149,6 +161,7 @@ def speed(grid: Grid, arm: str) -> str:
     reached = [first_step_at(cell["validation"], grid.plan.goal, cell["mode"]) for cell in runs if cell["validation"]]
     if not reached:
         return ""
+    reached += [None] * grid.failures(arm)
     never, middle = reached.count(None), median_step(reached)
     text = f"> {max(cell['steps'] for cell in runs):,}" if middle is None else f"{middle:,.0f}"
     return f"{text} ({never} of {len(reached)} never)" if never else text
@@ -172,7 +185,7 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def _standing(grid: Grid) -> str:
     plan = grid.plan
-    there, all_of_them = len(grid.cells), len(plan.arms) * len(plan.seeds)
+    there, all_of_them = len(grid.cells) + len(grid.failed), len(plan.arms) * len(plan.seeds)
     lines = [f"\n{there} of {all_of_them} cells: {len(plan.arms)} arms x {len(plan.seeds)} seeds."]
     if not grid.complete:
         parts = [f"{arm} {len(grid.of(arm))} of {len(plan.seeds)}" for arm in begun(grid)]
@@ -193,11 +206,34 @@ def _standing(grid: Grid) -> str:
     further = [f"{arm}-seed{seed}: {' '.join(given)}" for (arm, seed), given in commands.items() if given]
     if further:
         lines.append(f"**Run with further overrides:** {'; '.join(further)}.")
-    commits = {cell["git_commit"] or "not known" for cell in grid.cells.values()}
-    if commits:
-        short = sorted(commit[:9] + "+" * commit.endswith("+") for commit in commits)
-        lines.append(f"Code: {', '.join(short)} (+: with changes that were not committed).")
+    lines += [f"**Diverged:** {arm}-seed{seed}: {reason}" for (arm, seed), reason in grid.failed.items()]
+    lines += _code(grid)
     return "\n".join(lines) + "\n"
+
+
+def _code(grid: Grid) -> list[str]:
+    """Which cells come from which commit."""
+    commits: dict[str, dict[str, list[str]]] = {}
+    for (arm, seed), cell in grid.cells.items():
+        commit = cell["git_commit"] or "not known"
+        short = commit[:9] + "+" * commit.endswith("+")
+        commits.setdefault(short, {}).setdefault(arm, []).append(str(seed))
+    cells = {
+        commit: ", ".join(f"{arm} {' '.join(seeds)}" for arm, seeds in arms.items()) for commit, arms in commits.items()
+    }
+    if len(cells) == 1:
+        return [f"Code: {next(iter(cells))} (+: with changes that were not committed)."]
+    told = "; ".join(f"{commit} ({which})" for commit, which in cells.items())
+    return (
+        [f"Code (+: with changes that were not committed) and what was run with it, arms and seeds: {told}."]
+        if cells
+        else []
+    )
+
+
+def _doubts(grid: Grid, metric: str) -> list[str]:
+    """What an attack's own checks say against its figures."""
+    return [f"Not so in {', '.join(cells)}: {check}." for check, cells in grid.doubts(metric).items()]
 
 
 def _further(command: str) -> list[str]:

@@ -48,13 +48,20 @@ def test_paired_difference_by_hand():
     assert found.mean == pytest.approx(fmean(differences))
     half = 4.302653 * 0.05 / 3**0.5
     assert (found.low, found.high) == (pytest.approx(0.1 - half, abs=1e-6), pytest.approx(0.1 + half, abs=1e-6))
-    assert (found.p, found.count) == (0.25, 3)
+    assert (found.sign_flip, found.count) == (0.25, 3)
+    # t = .1 / (.05 / sqrt 3) = 2 sqrt 3 on two degrees of freedom, where P(|T| > t) = 1 - t / sqrt(2 + t^2) = 1 - sqrt(12 / 14)
+    assert found.p == pytest.approx(1 - (12 / 14) ** 0.5, abs=1e-9)
     half = 0.816497 * 0.05 / 3**0.5  # of 50 %
     assert paired_difference([0.9, 0.8, 0.7], [0.8, 0.75, 0.55], 0.5).high == pytest.approx(0.1 + half, abs=1e-6)
 
 
 def test_one_pair_has_no_interval():
-    assert paired_difference([0.9], [0.5])[1:] == (None, None, 1.0, 1)
+    assert paired_difference([0.9], [0.5])[1:] == (None, None, None, 1.0, 1)
+
+
+def test_differences_that_do_not_vary():
+    assert paired_difference([0.5, 0.5], [0.5, 0.5]).p == 1.0
+    assert paired_difference([0.75, 1.0], [0.5, 0.75]).p == 0.0
 
 
 def test_what_does_not_pair():
@@ -72,3 +79,5 @@ def test_holm_by_hand():
     assert holm([0.5, 0.9]) == holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([0.03]) == [0.03]
     assert holm([]) == []
+    assert holm([0.04, 0.01], planned=4) == pytest.approx([0.12, 0.04])  # two more to come, greater than both
+    assert holm([0.03, 0.01], planned=1) == holm([0.03, 0.01])

@@ -15,6 +15,7 @@ PLAN = Plan(
     arms=["base", "late", "twice", "dear"],
     seeds=[0, 1, 2],
     longer=["base", "twice"],
+    primary="vlr",
     metrics={"vlr": ["vlr/Acc@1"], "both": ["vlr/Acc@1", "vqcmi/text->image/Acc@1"]},
     escaped=0.9,
     goal=0.8,
@@ -96,15 +97,27 @@ def test_differences_are_taken_over_the_seeds_that_both_have():
 def test_p_values_are_corrected_within_the_family():
     values = VALUES | {"dear": {0: 0.8, 1: 0.7, 2: 0.84}}
     found = grid(values).corrected("vlr")
-    assert found == {"late": 0.5, "dear": 0.5, "twice": 0.25}  # 2/8 each, times 2 in the family of two
+    late, twice = (grid().difference(arm, "base", "vlr").p for arm in ("late", "twice"))
+    assert found == {
+        "late": pytest.approx(late),
+        "dear": 0.0,
+        "twice": pytest.approx(twice),
+    }  # dear: exactly -.1 in each seed
     assert "base" not in found
+
+
+def test_arms_that_are_not_there_yet_count_in_their_family():
+    late = grid().difference("late", "base", "vlr").p
+    assert grid().corrected("vlr")["late"] == pytest.approx(2 * late)  # dear is to come
+    alone = grid(plan=replace(PLAN, families={"fusion": ["late"]}))
+    assert alone.corrected("vlr")["late"] == pytest.approx(late)
 
 
 def test_equal_steps():
     text = equal_steps(grid(), "vlr")
     base, late, twice = text.splitlines()[2:]  # "dear" has not been begun
     assert base.startswith("| base | 3 of 3 | 88.0 ± 7.2 (80.0) |")
-    assert "| late | 3 of 3 | 68.0 ± 5.3 (62.0) | -20.0 [-25.0, -15.0] | 0.250 | 0.250 | 0 |" in late
+    assert "| late | 3 of 3 | 68.0 ± 5.3 (62.0) | -20.0 [-25.0, -15.0] | 0.003 | 0.007 | 0.250 | 0 |" in late
     assert late.endswith("| > 100 (3 of 3 never) | 60 |")
     assert twice.endswith("| 100 | 50 | 200 |")
 
@@ -114,9 +127,18 @@ def test_equal_compute_takes_the_shortest_base_that_spent_as_much():
     assert grid(values).matched("late") == "base"
     assert grid(values).matched("dear") == "twice"
     text = equal_compute(grid(values))
-    assert "| late | 110 | base | 150 | -20.0 [-25.0, -15.0] | 0.250 |" in text
-    assert "| dear | 240 | twice | 250 | +1.0 [+1.0, +1.0] | 0.250 |" in text
+    assert "| late | 110 | base | 1.36 | -20.0 [-25.0, -15.0] |" in text
+    assert "| dear | 240 | twice | 1.04 | +1.0 [+1.0, +1.0] |" in text
+    assert len(text.splitlines()[2].split(" | ")) == 4 + len(PLAN.metrics)
     assert "dear" not in equal_compute(grid())
+
+
+def test_what_a_base_has_spent_is_compared_over_the_seeds_that_both_have():
+    cells = dict(grid().cells)
+    cells["base", 2] = cells["base", 2] | {"chain_flops": 9e9}
+    del cells["late", 2]
+    assert Grid(PLAN, cells).spent_by("base", "late") == pytest.approx(1500 / 1100)
+    assert grid().spent_by("dear", "late") is None
 
 
 def test_an_arm_dearer_than_every_base_has_no_equal():
@@ -135,6 +157,23 @@ def test_claims():
     )
     assert "| R3 | something else |  |  | not measured yet |" in found
     assert claims(Grid(PLAN, {})).count("not measured yet") == 3
+
+
+def test_the_interval_of_a_claim_holds_for_all_its_comparisons():
+    lower = PLAN.claims["R1"]["evidence"][0]
+    plan = replace(PLAN, claims={"R1": {"says": "", "evidence": [lower, lower | {"than": 0.5}]}})
+    wide = grid(plan=plan).difference("late", "base", "vlr", confidence=0.975)
+    assert f"[{100 * wide.low:+.1f}, {100 * wide.high:+.1f}]" in claims(grid(plan=plan))
+    assert wide.low < grid().difference("late", "base", "vlr").low
+
+
+def test_an_arm_may_be_compared_with_another_metric_of_its_own():
+    evidence = PLAN.claims["R2"]["evidence"][0] | {"arm": "late", "than": {"metric": "both"}}
+    plan = replace(PLAN, claims={"R2": {"says": "", "evidence": [evidence]}})
+    plan.check(PLAN.arms)
+    found = grid(plan=plan).difference("late", {"metric": "both"}, "vlr")
+    assert (found.count, found.mean) == (3, pytest.approx(0.17))  # x - (x + x / 2) / 2
+    assert "late higher than both in VLR true/false | +17.0" in claims(grid(plan=plan))
 
 
 def test_verdict():
@@ -176,6 +215,47 @@ def test_an_incomplete_grid_says_so():
     assert "**The grid is not complete:** not begun: dear." in text
     full = grid(VALUES | {"dear": VALUES["base"]})
     assert full.complete and "not complete" not in to_markdown(full)
+
+
+def test_a_training_that_has_diverged_counts():
+    cells = dict(grid().cells)
+    cells["late", 1] = {"arm": "late", "seed": 1, "failed": "the loss is not finite in step 7"}
+    found = Grid(PLAN, cells)
+    assert found.values("late", "vlr").keys() == {0, 2}
+    text = to_markdown(found)
+    assert "9 of 12 cells" in text and "**Diverged:** late-seed1: the loss is not finite in step 7" in text
+    assert "| late | 2 of 3, 1 diverged |" in text
+    assert "(3 of 3 never)" in speed(found, "late")
+    twice = dict(cells) | {("twice", 0): cells["late", 1] | {"arm": "twice", "seed": 0}}
+    row = next(line for line in equal_steps(Grid(PLAN, twice), "vlr").splitlines() if line.startswith("| twice"))
+    assert row.split(" | ")[7] == "67"  # two of three at 90 or above
+
+
+def test_what_an_attack_says_against_itself_stands_under_its_figures():
+    plan = replace(PLAN, metrics=PLAN.metrics | {"attacked": ["robustness_text/eps 0.05"]})
+    checks = {"robustness_text": {"loss rises with eps": True, "unbounded attack leaves next to nothing": False}}
+    checks["robustness_patch"] = {"loss rises with eps": False}  # of another metric
+    cells = dict(grid().cells)
+    cells["late", 1] = cell("late", 1, 0.7, checks=checks)
+    found = Grid(plan, cells)
+    assert found.doubts("attacked") == {"unbounded attack leaves next to nothing": ["late-seed1"]} and not found.doubts(
+        "vlr"
+    )
+    assert "Not so in late-seed1: unbounded attack leaves next to nothing." in to_markdown(found)
+
+
+def test_several_commits_say_what_was_run_with_each():
+    cells = dict(grid().cells)
+    assert "\nCode: 012345678+ (+:" in to_markdown(Grid(PLAN, cells))
+    for seed in (0, 2):
+        cells["late", seed] = cell("late", seed, 0.7, git_commit="fedcba9876543210")
+    text = to_markdown(Grid(PLAN, cells))
+    assert "012345678+ (base 0 1 2, late 1, twice 0 1 2); fedcba987 (late 0 2)" in text
+
+
+def test_metrics_that_are_null_are_left_out():
+    node = {**PLAN.__dict__, "metrics": {**PLAN.metrics, "twins": None}}
+    assert Plan.of(node) == PLAN
 
 
 def test_seeds_of_different_settings_are_pointed_out():
@@ -240,6 +320,23 @@ def test_a_cell_that_no_report_would_show():
             "margin -1",
         ),
         ({"metrics": {}}, "study.metrics"),
+        ({"primary": "vrl"}, r"study.primary=vrl: choose one of study.metrics \(vlr, both\)"),
+        (
+            {
+                "claims": {
+                    "R1": {"says": "", "evidence": [PLAN.claims["R1"]["evidence"][0] | {"than": {"metric": "x"}}]}
+                }
+            },
+            "metric 'x' is not in study.metrics",
+        ),
+        (
+            {
+                "claims": {
+                    "R1": {"says": "", "evidence": [PLAN.claims["R1"]["evidence"][0] | {"than": {"arm": "base"}}]}
+                }
+            },
+            "name an arm, a number or",
+        ),
         (
             {"claims": {"R1": {"says": "", "evidence": [PLAN.claims["R2"]["evidence"][0] | {"metric": "vrl"}]}}},
             "metric 'vrl'",

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from crossvit.config import chain_configs, config_directory
 from crossvit.config.compose import register_resolvers
-from crossvit.errors import UserError
+from crossvit.errors import Diverged, UserError
 from crossvit.stages import cell as module
 from crossvit.stages.cell import changes, command_line, ensure_cell, settings_of
 
@@ -73,7 +73,10 @@ def test_settings_hold_the_stages_before(settings):
 
 def test_changes_are_what_the_arm_has_otherwise_than_the_base():
     configs, cfg, given = of()
-    assert changes(configs, given, cfg) == {"parts.fusion._target_": "crossvit.models.fusion.LateFusion"}
+    assert changes(configs, given, cfg) == {
+        "parts.fusion._target_": "crossvit.models.fusion.LateFusion",
+        "parts.fusion.meeting_ratio": 2.0,
+    }
     configs, cfg, given = of(arm="pair_classifier")
     found = changes(configs, given, cfg)
     assert found["objective.relation.weight"] == 1.0
@@ -140,6 +143,19 @@ def test_a_cell_that_fails_leaves_no_file_and_no_lock(run, monkeypatch):
             run()
     assert not run.file.exists()
     assert run()
+
+
+def test_a_training_that_diverges_is_a_result(run, monkeypatch):
+    def fail(*_):
+        raise Diverged("stage vlr: the loss is not finite in step 3")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_run", fail)
+        assert run()
+    content = json.loads(run.file.read_text())
+    assert content["failed"] == "stage vlr: the loss is not finite in step 3" and "table" not in content
+    assert {"arm", "seed", "git_commit", "command", "settings", "finished"} <= set(content)
+    assert not run() and not run.runs  # it would again
 
 
 def test_a_damaged_file_is_named_and_not_overwritten(run):

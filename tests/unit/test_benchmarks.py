@@ -137,7 +137,7 @@ def test_gpu(tmp_path, monkeypatch, capsys):
     assert set(found["ways"]) == {*ways, "loader"}
     assert found["gflops_of_a_pair"] > 0 and found["batch"] == 4
     for way in ways:
-        assert 0 < found["ways"][way]["utilisation"] < 1 and found["ways"][way]["pairs_per_second"] > 0
+        assert found["ways"][way]["utilisation"] > 0 and found["ways"][way]["pairs_per_second"] > 0
     kernels = found["ways"]["synthetic"]["profile"]
     assert kernels[0]["share"] == max(kernel["share"] for kernel in kernels) < 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

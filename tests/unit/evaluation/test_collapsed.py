@@ -28,7 +28,7 @@ SUITES = {
     "medical_real": {"mimic", "mimic_precision", "mimic_zero_shot", "scenes"},
     "aro": {"relation", "attribution", "order_coco", "order_flickr30k"},
 }
-SUITES["full"] |= SUITES["scenes"]
+SUITES["full"] |= SUITES["scenes"] | {f"robustness_{space}" for space in ("text", "patch", "pixel")}
 
 
 class ConstantMap(nn.Module):
@@ -156,7 +156,11 @@ def configuration(root: Path, suite: str):
         "real": [*on_scenes, f"paths.nlvr={root / 'nlvr'}"],
         "compositional": elsewhere,
         "aro": aro,
-        "full": [],
+        "full": [
+            f"suite.robustness_{space}.evaluator.{key}"
+            for space in ("text", "patch", "pixel")
+            for key in ("limit=16", "steps=2", "restarts=1", "fit_split=dev")
+        ],
     }.get(suite, films)
     places = [f"paths.root={root}", *(f"paths.{name}={root / name}" for name in ("sugarcrepe", "winoground"))]
     return compose(["experiment=smoke", f"suite={suite}", *places, *more], "pipeline")
@@ -175,7 +179,8 @@ def test_chance_everywhere(root, suite):
             if "blind" in measurement.task:
                 continue
             value = measurement.estimate.value
-            expected = WITHOUT_CHANCE[measurement.metric] if measurement.chance is None else measurement.chance
+            expected = 0.5 if measurement.task.startswith("robustness") else WITHOUT_CHANCE.get(measurement.metric)
+            expected = expected if measurement.chance is None else measurement.chance
             assert value == pytest.approx(expected, abs=1e-6), (name, measurement)
             assert measurement.estimate.low <= value <= measurement.estimate.high
 

@@ -1,3 +1,4 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -129,3 +130,14 @@ def test_a_stage_without_a_trained_head_gives_nothing(model):
 def test_bad_settings(options, message):
     with pytest.raises(UserError, match=message):
         Robustness(DATA, **options)
+
+
+def test_a_threshold_in_the_wrong_place_is_fitted_away(model):
+    """A head that has learned of a world with few true pairs says false to all of these, and ranks them right."""
+    shifted = copy.deepcopy(model)
+    shifted.itm.bias.data[0] += 30
+    plain, _ = measure(shifted, space="text", restarts=0)
+    assert plain["eps 0"] == 0.5
+    found, kept = measure(shifted, space="text", restarts=0, fit_split="dev")
+    assert found["eps 0"] == 1.0 > found["eps 0.5"] and found["unbounded"] == 0.0
+    assert kept["robustness_text"]["checks"]["unbounded attack leaves next to nothing"]

@@ -1,5 +1,7 @@
 """Which head answers true or false: the one that the chain has trained."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -61,3 +63,18 @@ def test_without_fusion_the_matching_head_knows_nothing_of_the_pair():
 
 def test_a_head_for_two_pictures_does_not_answer_for_one():
     assert accuracy({"fusion", "two_image"}, None) is None
+
+
+def test_a_threshold_fitted_elsewhere_and_none_at_all(monkeypatch):
+    """Scores 3, 2, 1 and 0 more than a threshold that is far off; fitted between 2 and 1 on another split, where the labels say so."""
+    split = {"test": pairs(range(4), label=[1, 0, 1, 0]), "dev": pairs(range(4), label=[1, 1, 0, 0])}
+    data = SimpleNamespace(pair_loader=lambda name: [split[name]], normalize=lambda image: image)
+    scores = torch.tensor([3.0, 2.0, 1.0, 0.0]) - 50
+    logits = torch.stack([torch.zeros(4), scores], dim=1)
+    monkeypatch.setattr("crossvit.evaluation.verification.pair_logits", lambda *_, **__: logits)
+    subject = Subject(cross_vit(), frozenset({"fusion", "itm"}), torch.device("cpu"))
+    found = {m.metric: m.estimate.value for m in Verification(data, fit_split="dev")(subject)}
+    assert found == {"Acc@1": 0.5, "Acc@1 fitted": 0.5, "AUROC": 0.75}
+    split["dev"] = pairs(range(4), label=[1, 1, 1, 0])  # between 1 and 0
+    assert {m.metric: m.estimate.value for m in Verification(data, fit_split="dev")(subject)}["Acc@1 fitted"] == 0.75
+    assert [m.metric for m in Verification(data)(subject)] == ["Acc@1", "AUROC"]

@@ -208,7 +208,8 @@ class TestEvaluate:
         assert {c.candidates for c in cells("suite.coco.evaluator.candidates=6") if c.task == "vqcmi"} == {6}
 
     def test_the_full_suite(self, stages, root, monkeypatch):
-        cfg = compose([*SMOKE, f"paths.root={root}", "suite=full", "~suite.vsr_medium"], "pipeline")
+        attacks = [f"suite.robustness_{space}=null" for space in ("text", "patch", "pixel")]  # minutes
+        cfg = compose([*SMOKE, f"paths.root={root}", "suite=full", "~suite.vsr_medium", *attacks], "pipeline")
         cells = evaluating.evaluate_stages([stages["vlr"]], cfg.suite, cfg.paths)
         found = {cell.task for cell in cells}
         assert {"vqcmi_n_way_fused", "zero_shot", "linear_probe", "knn", "quads_fused", "twins_blind"} <= found

@@ -13,7 +13,7 @@ from crossvit.report.study_tables import write_report
 def run(cfg: DictConfig) -> Path:
     """Writes the report beside the cells and prints its text. Raises UserError where there is no cell at all."""
     grid = grid_of(cfg)
-    if not grid.cells:
+    if not grid.all:
         raise UserError(
             f"{cfg.paths.study} holds no cell of study {cfg.study.name}: run crossvit study study={cfg.study.name}"
         )

@@ -15,7 +15,7 @@ def run(cfg: DictConfig) -> None:
     grid_of(cfg).plan.check_cell(cfg.arm.name, cfg.seed)
     if ensure_cell(cfg, task_overrides()):
         grid = grid_of(cfg)
-        done, wanted = len(grid.cells) + len(grid.failed), len(grid.plan.arms) * len(grid.plan.seeds)
+        done, wanted = len(grid.all), len(grid.plan.arms) * len(grid.plan.seeds)
         print(f"study {cfg.study.name}: {done} of {wanted} cells")
         if grid.complete:
             print(f"report: {write_report(grid, Path(cfg.paths.study))}")

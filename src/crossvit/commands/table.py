@@ -47,8 +47,8 @@ ABSENT = {
     "vlr_medium": NO_HEAD,
     "nlvr": NO_HEAD,
     "nlvr2": NO_HEAD,
-    "blind_text": "sees no model: in the row of its task",
-    "blind_image": "sees no model: in the row of its task",
+    "blind_text": "sees no model: measured once, where its task is",
+    "blind_image": "sees no model: measured once, where its task is",
 }
 
 

@@ -67,15 +67,12 @@ class Calibration:
                 Measurement(task, None, "ECE", error, None, None),
             ]
         data = self.data.manifest(self.splits)
-        subject.keep(
-            f"decision-{self.task}",
-            {
-                "scores": {name: one._asdict() for name, one in decision.items()},
-                "fitted_on": self.fit_split,
-                "split": self.split,
-                "data": data,
-            },
-        )
+        subject.kept[f"decision-{self.task}"] = {
+            "scores": {name: one._asdict() for name, one in decision.items()},
+            "fitted_on": self.fit_split,
+            "split": self.split,
+            "data": data,
+        }
         return found
 
     def _scores(self, subject: Subject, split: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """What is evaluated, and what an evaluator answers."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +45,7 @@ class Subject:
     trained: names of the model's parts that some stage of the chain has trained; the others are as initialised.
     trained_last: those that the last stage has trained itself.
     classifier: the classification head with its forward function, in the stages that train one.
-    keep: takes the name and the content (json) of what an evaluator leaves with the stage beside its figures.
+    kept: name -> content (json) of what an evaluator leaves with the stage beside its figures.
     """
 
     model: CrossViT
@@ -53,7 +53,7 @@ class Subject:
     device: torch.device
     classifier: nn.Module | None = None
     seed: int = 0
-    keep: Callable[[str, dict[str, Any]], None] = lambda name, content: None
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     trained_last: frozenset[str] = frozenset()
 
     @property

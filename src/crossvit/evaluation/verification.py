@@ -66,11 +66,11 @@ class Verification:
         if (test := self._answers(subject, self.split)) is None:
             return []
         right = verification_accuracy(test.score, test.label)
-        found = [self._figure("Acc@1", estimate(right))]
+        found = [self._figure("Acc@1", estimate(right, test.picture))]
         if self.fit_split is not None and (fit := self._answers(subject, self.fit_split)) is not None:
             threshold = best_threshold(fit.score, fit.label)
             fitted = verification_accuracy(test.score, test.label, threshold)
-            found.append(self._figure("Acc@1 fitted", estimate(fitted)))
+            found.append(self._figure("Acc@1 fitted", estimate(fitted, test.picture)))
         found.append(self._figure("AUROC", estimate_statistic(auroc, test.score, test.label, clusters=test.picture)))
         if self.groups:
             sentence = torch.from_numpy(self.data.sentences(self.split))[test.index]

@@ -38,7 +38,7 @@ def _t_p(found: Spread) -> float | None:
         return None
     if found.sd == 0:
         return float(found.mean == 0)
-    return 2 * t_probability(-abs(found.mean) / found.sd * found.count**0.5, found.count - 1)
+    return max(0.0, 2 * t_probability(-abs(found.mean) / found.sd * found.count**0.5, found.count - 1))
 
 
 def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:

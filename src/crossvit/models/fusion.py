@@ -183,7 +183,7 @@ class LateFusion(CoAttentionFusion):
         self, width: int, text_width: int, depth: int, heads: int, meeting_ratio: float = 2.0, **settings
     ) -> None:
         super().__init__(width, text_width, depth, heads, **settings)
-        self.meeting = MLP(2 * width, meeting_ratio, settings.get("dropout", 0.0))
+        self.meeting = MLP(2 * width, meeting_ratio, self.layers[0][0].drop.p)
 
     def forward(
         self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False, pooled_only: bool = False

@@ -123,8 +123,8 @@ class DistillationLoss(Term):
     """A momentum teacher's answers as soft targets (`distill`; momentum distillation, Li et al. 2021).
 
     Cross-entropy is linear in its target, so ALBEF's target a x teacher + (1 - a) x label is weight a here and weight 1 - a of the hard
-    term. Logged is the entropy of that target, in nats: what a control that only softens has to match. contrastive, matching: which
-    answers are imitated. ramp: steps over which the weight grows from 0.
+    term. Logged is the entropy of that target, in nats and without the ramp: what a control that only softens has to match. contrastive,
+    matching: which answers are imitated. ramp: steps over which the weight grows from 0.
     """
 
     needs_teacher = True
@@ -157,10 +157,9 @@ class DistillationLoss(Term):
         total, entropy = 0.0, []
         for ask in asked:
             for mine, theirs in zip(ask(state), ask(state.teacher), strict=True):
-                target = theirs.logits.detach()
-                total = total + mine.loss(target.float().softmax(dim=1)) / len(asked)
-                label = theirs.target.float()
-                whole = torch.lerp(label, target.float().softmax(dim=1), min(self.weight, 1.0))[theirs.counted]
+                teacher = theirs.logits.detach().float().softmax(dim=1)
+                total = total + mine.loss(teacher) / len(asked)
+                whole = torch.lerp(theirs.target.float(), teacher, min(self.weight, 1.0))[theirs.counted]
                 entropy.append(entropy_of(whole).sum() / max(len(whole), 1))
         share = min(1.0, (state.step + 1) / self.ramp) if self.ramp else 1.0
         return TermOutput(share * total, {"target_entropy": torch.stack(entropy).mean(), "share": torch.tensor(share)})

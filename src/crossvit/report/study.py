@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from crossvit.errors import UserError
 from crossvit.metrics import Difference, holm, paired_difference
+from crossvit.report.robustness import ATTACKED
 
 Cells = Mapping[tuple[str, int], dict[str, Any]]  # (arm, seed) -> content of a cell's file
 Than = str | float | Mapping[str, str]  # an arm, a number, or {"metric": another metric of the same arm}
@@ -30,7 +31,7 @@ class Plan:
     arms: Sequence[str]
     seeds: Sequence[int]
     longer: Sequence[str]
-    primary: str  # the metric that the arms are ranked by
+    primary: str  # the metric whose table comes first, and that says who has left the plateau
     metrics: Mapping[str, Sequence[str]]
     escaped: float
     goal: float
@@ -42,6 +43,11 @@ class Plan:
         """From the node `study` of a config, without the metrics that are null."""
         metrics = {name: figures for name, figures in (study["metrics"] or {}).items() if figures is not None}
         return cls(**{**study, "metrics": metrics})
+
+    @property
+    def ranked(self) -> list[str]:
+        """The metrics, the primary one first."""
+        return [self.primary, *(metric for metric in self.metrics if metric != self.primary)]
 
     def check(self, options: Collection[str]) -> None:
         """Raises UserError, naming the key, where a name stands for nothing or a seed or an arm stands twice. options: all arms
@@ -94,7 +100,7 @@ class Plan:
                 than = evidence["than"]
                 if isinstance(than, Mapping) and set(than) != {"metric"}:
                     raise UserError(f"{where}: than {than!r}: name an arm, a number or {{metric: NAME}}")
-                for metric in (evidence["metric"], than["metric"] if isinstance(than, Mapping) else self.primary):
+                for metric in (evidence["metric"], *(than.values() if isinstance(than, Mapping) else ())):
                     if metric not in self.metrics:
                         raise UserError(f"{where}: metric {metric!r} is not in study.metrics")
                 if evidence["expected"] not in ("higher", "lower"):
@@ -116,9 +122,8 @@ class Grid:
 
     def __init__(self, plan: Plan, cells: Cells) -> None:
         self.plan = plan
-        known = {key: cell for key, cell in cells.items() if key[0] in plan.arms and key[1] in plan.seeds}
-        self.cells = {key: cell for key, cell in known.items() if "failed" not in cell}
-        self.failed = {key: cell["failed"] for key, cell in known.items() if "failed" in cell}
+        self.all = {key: cell for key, cell in cells.items() if key[0] in plan.arms and key[1] in plan.seeds}
+        self.cells = {key: cell for key, cell in self.all.items() if "failed" not in cell}
 
     @classmethod
     def read(cls, plan: Plan, directory: Path) -> "Grid":
@@ -134,11 +139,15 @@ class Grid:
     @property
     def complete(self) -> bool:
         """Every arm has every seed, or has failed there."""
-        return len(self.cells) + len(self.failed) == len(self.plan.arms) * len(self.plan.seeds)
+        return len(self.all) == len(self.plan.arms) * len(self.plan.seeds)
 
-    def failures(self, arm: str) -> int:
-        """How many seeds of an arm have diverged."""
-        return sum(key[0] == arm for key in self.failed)
+    def begun(self, arm: str) -> int:
+        """How many seeds of an arm are there, those that diverged included."""
+        return sum(key[0] == arm for key in self.all)
+
+    def diverged(self, arm: Than | None) -> int:
+        """How many seeds of an arm have; 0 for what is no arm."""
+        return sum(key[0] == arm and key not in self.cells for key in self.all)
 
     def of(self, arm: str) -> dict[int, dict[str, Any]]:
         """Seed -> cell."""
@@ -176,15 +185,16 @@ class Grid:
         return paired_difference([first[s] for s in seeds], [second[s] for s in seeds], confidence) if seeds else None
 
     def corrected(self, metric: str) -> dict[str, float]:
-        """Arm -> p value against the base (paired t), corrected within its family as it is planned (Holm). An arm without a family stands
-        alone."""
+        """Arm -> p value against the base (paired t), corrected within its family as it is planned (Holm): arms that are to come count,
+        those that cannot have the figure do not. An arm without a family stands alone."""
         found: dict[str, float] = {}
         placed = {arm for arms in self.plan.families.values() for arm in arms or ()}
         alone = [[arm] for arm in self.plan.arms if arm not in placed and arm != self.plan.base]
         for arms in (*self.plan.families.values(), *alone):
             measured = {arm: self.difference(arm, self.plan.base, metric) for arm in arms or ()}
             tested = {arm: one.p for arm, one in measured.items() if one is not None and one.p is not None}
-            found |= dict(zip(tested, holm(list(tested.values()), len(arms or ())), strict=True))
+            possible = [arm for arm in arms or () if self.values(arm, metric) or not self.of(arm)]
+            found |= dict(zip(tested, holm(list(tested.values()), len(possible)), strict=True))
         return found
 
     def passes(self, arm: str, key: str = "flops") -> float | None:
@@ -216,10 +226,12 @@ class Grid:
     def doubts(self, metric: str) -> dict[str, list[str]]:
         """Check that an attack behind this metric has not passed -> the cells it has not passed in."""
         tasks = {selector.split("/")[0] for selector in self.plan.metrics[metric]}
+        unknown = {"its checks were made": False}
         found: dict[str, list[str]] = {}
         for (arm, seed), cell in self.cells.items():
-            for task, checks in (cell.get("checks") or {}).items():
-                for check in (name for name, passed in checks.items() if task in tasks and not passed):
+            for task in tasks if seed in self.values(arm, metric) else ():
+                checks = (cell.get("checks") or {}).get(task, unknown if task.startswith(ATTACKED) else {})
+                for check in (name for name, passed in checks.items() if not passed):
                     found.setdefault(check, []).append(f"{arm}-seed{seed}")
         return found
 
@@ -243,7 +255,7 @@ def figure(cell: Mapping[str, Any], selector: str) -> dict[str, Any] | None:
 def _read(path: Path, arm: str, seed: int) -> dict[str, Any]:
     try:
         cell = json.loads(path.read_text(encoding="utf-8"))
-        keys = KEYS[: KEYS.index("steps")] if "failed" in cell else KEYS
+        keys = KEYS if "failed" in cell else (*KEYS, *KEYS_OF_FIGURES)
         intact = (cell["arm"], cell["seed"]) == (arm, seed) and all(key in cell for key in keys)
     except (ValueError, LookupError, TypeError):
         intact = False
@@ -252,10 +264,8 @@ def _read(path: Path, arm: str, seed: int) -> dict[str, Any]:
     return cell
 
 
-KEYS = (
-    "settings",
-    "git_commit",
-    "command",
+KEYS = ("settings", "git_commit", "command")
+KEYS_OF_FIGURES = (
     "steps",
     "seconds",
     "flops",

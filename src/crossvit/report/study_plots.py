@@ -18,7 +18,7 @@ LINE = 0.28  # height of an arm in inches
 def plot_levels(grid: Grid, path: str | os.PathLike) -> Path:
     """One panel a metric: a dot for each seed, the mean with its 95 % t interval, dotted chance."""
     panels = _panels(grid, "percent; dots: seeds; whisker: mean and 95 % t interval; dotted: chance")
-    for panel, metric in zip(panels.axes, grid.plan.metrics, strict=True):
+    for panel, metric in zip(panels.axes, grid.plan.ranked, strict=True):
         chance = grid.context(metric).chance
         if chance is not None:
             panel.axvline(100 * chance, color="black", linestyle=":", linewidth=1.2)
@@ -38,7 +38,7 @@ def plot_levels(grid: Grid, path: str | os.PathLike) -> Path:
 def plot_differences(grid: Grid, path: str | os.PathLike) -> Path:
     """One panel a metric: arm - base with the 95 % t interval."""
     panels = _panels(grid, "points from the base, seed by seed; whisker: 95 % t interval")
-    for panel, metric in zip(panels.axes, grid.plan.metrics, strict=True):
+    for panel, metric in zip(panels.axes, grid.plan.ranked, strict=True):
         panel.axvline(0, color="black", linewidth=0.8)
         for place, arm in enumerate(grid.plan.arms):
             difference = None if arm == grid.plan.base else grid.difference(arm, grid.plan.base, metric)
@@ -48,7 +48,8 @@ def plot_differences(grid: Grid, path: str | os.PathLike) -> Path:
 
 
 def _panels(grid: Grid, note: str):
-    metrics, arms = list(grid.plan.metrics), list(grid.plan.arms)
+    metrics = grid.plan.ranked
+    arms = [arm + f" ({grid.diverged(arm)} diverged)" * bool(grid.diverged(arm)) for arm in grid.plan.arms]
     figure = canvas(1.8 + 2.8 * len(metrics), 1.1 + LINE * len(arms))
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, metric in zip(axes, metrics, strict=True):

@@ -4,11 +4,12 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from crossvit.metrics import Difference, first_step_at, median_step, share_at_least, spread
 from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import NOT_MEASURED, percent
-from crossvit.report.study import TOLERANCE, Grid
+from crossvit.report.study import TOLERANCE, Grid, Than
 from crossvit.report.study_plots import plot_differences, plot_levels
 from crossvit.report.table import heading
 
@@ -37,7 +38,7 @@ def to_markdown(grid: Grid) -> str:
     """The whole report but for the pictures."""
     plan = grid.plan
     parts = [f"# Study: {plan.name}\n", _standing(grid)]
-    for metric in plan.metrics:
+    for metric in plan.ranked:
         parts.append(f"\n## {heading(metric)}, equal steps\n\n{_context(grid, metric)}\n\n{equal_steps(grid, metric)}")
         parts += [f"\n{doubt}\n" for doubt in _doubts(grid, metric)]
     parts.append(f"\n## Equal compute\n\n{_compute_note(grid)}\n\n{equal_compute(grid)}")
@@ -47,34 +48,34 @@ def to_markdown(grid: Grid) -> str:
 
 def begun(grid: Grid) -> list[str]:
     """The arms that have a cell, in the plan's order."""
-    return [arm for arm in grid.plan.arms if grid.of(arm) or grid.failures(arm)]
+    return [arm for arm in grid.plan.arms if grid.begun(arm)]
 
 
 def equal_steps(grid: Grid, metric: str) -> str:
-    """One line an arm that has been begun: level, difference from the base, escape from the plateau, speed, cost."""
-    plan, adjusted = grid.plan, grid.corrected(metric)
-    header = ["arm", "seeds", "level", "minus base", "p", "Holm", "flips", f"seeds >= {percent(plan.escaped, 0)}"]
-    header += [f"steps to {percent(plan.goal, 0)} in validation", "pair-passes"]
+    """One line an arm that has been begun: level, difference from the base, cost; for the primary metric also escape from the plateau and
+    speed."""
+    plan, adjusted, first = grid.plan, grid.corrected(metric), metric == grid.plan.primary
+    header = ["arm", "seeds", "level", "minus base", "p", "Holm", "flips"]
+    header += [f"seeds >= {percent(plan.escaped, 0)}", f"steps to {percent(plan.goal, 0)} in validation"] * first
     lines = []
     for arm in begun(grid):
-        values, failures = list(grid.values(arm, metric).values()), grid.failures(arm)
-        runs = [*values, *[-inf] * failures]
+        values, diverged = list(grid.values(arm, metric).values()), grid.diverged(arm)
         difference = None if arm == plan.base else grid.difference(arm, plan.base, metric)
+        escaped = [*values, *[-inf] * diverged]
         lines.append(
             [
                 arm,
-                f"{len(values)} of {len(plan.seeds)}" + f", {failures} diverged" * bool(failures),
+                f"{len(values)} of {len(plan.seeds)}" + f", {diverged} diverged" * bool(diverged),
                 level(values),
                 "" if arm == plan.base else effect(difference),
                 p_value(difference.p if difference else None),
                 p_value(adjusted.get(arm)),
                 p_value(difference.sign_flip if difference else None),
-                percent(share_at_least(runs, plan.escaped), 0) if runs else "",
-                speed(grid, arm),
+                *[percent(share_at_least(escaped, plan.escaped), 0) if escaped else "", speed(grid, arm)] * first,
                 count(grid.passes(arm)),
             ]
         )
-    return table(header, lines)
+    return table([*header, "pair-passes"], lines)
 
 
 def equal_compute(grid: Grid) -> str:
@@ -88,11 +89,11 @@ def equal_compute(grid: Grid) -> str:
         other = grid.matched(arm)
         found = [NOT_MEASURED, *[""] * (len(plan.metrics) + 1)]
         if other:
-            differences = [grid.difference(arm, other, metric) for metric in plan.metrics]
+            differences = [grid.difference(arm, other, metric) for metric in plan.ranked]
             found = [other, f"{grid.spent_by(other, arm):.2f}", *map(effect, differences)]
-        lines.append([arm, count(grid.chain_passes(arm)), *found])
+        lines.append([arm + _diverged(grid, arm, other), count(grid.chain_passes(arm)), *found])
     return table(
-        ["arm", "pair-passes of the chain", "base", "spent by it / by the arm", *map(heading, plan.metrics)], lines
+        ["arm", "pair-passes of the chain", "base", "spent by it / by the arm", *map(heading, plan.ranked)], lines
     )
 
 
@@ -106,21 +107,28 @@ def claims(grid: Grid) -> str:
                 lines.append([name, claim["says"], "", "", NOT_MEASURED])
                 continue
             arm, than, metric = evidence["arm"], evidence["than"], evidence["metric"]
-            other = (
-                heading(than["metric"])
-                if isinstance(than, Mapping)
-                else than
-                if isinstance(than, str)
-                else percent(than)
-            )
             expected, margin = evidence["expected"], evidence.get("margin", 0)
             worse = {"higher": "lower", "lower": "higher"}[expected]
             asked = f"no more than {percent(margin)} {worse}" if margin else expected
-            question = f"{arm} {asked} than {other} in {heading(metric)}"
+            question = f"{arm} {asked} than {_named(than)} in {heading(metric)}"
             difference = grid.difference(arm, than, metric, confidence)
+            lost = _diverged(grid, arm, than)
             found = "" if difference is None else f"{effect(difference)} (seeds: {difference.count})"
-            lines.append([name, claim["says"], question, found, verdict(difference, expected, margin)])
+            answer = f"undecided:{lost}" if lost else verdict(difference, expected, margin)
+            lines.append([name, claim["says"], question, found, answer])
     return table(["claim", "says", "tested as", "difference", "verdict"], lines)
+
+
+def _named(than: Than) -> str:
+    if isinstance(than, Mapping):
+        return heading(than["metric"])
+    return than if isinstance(than, str) else percent(than)
+
+
+def _diverged(grid: Grid, *arms: Than | None) -> str:
+    """` (late: 1 of 5 seeds diverged)`, for those of the two that have: what is left says less than it seems to."""
+    lost = [f"{arm}: {grid.diverged(arm)} of {grid.begun(arm)} seeds diverged" for arm in arms if grid.diverged(arm)]
+    return f" ({'; '.join(lost)})" if lost else ""
 
 
 def verdict(difference: Difference | None, expected: str, margin: float = 0) -> str:
@@ -159,17 +167,19 @@ def speed(grid: Grid, arm: str) -> str:
     """The median step at which validation reached the goal, and how many seeds never did."""
     runs = list(grid.of(arm).values())
     reached = [first_step_at(cell["validation"], grid.plan.goal, cell["mode"]) for cell in runs if cell["validation"]]
+    reached += [None] * grid.diverged(arm)
     if not reached:
         return ""
-    reached += [None] * grid.failures(arm)
     never, middle = reached.count(None), median_step(reached)
-    text = f"> {max(cell['steps'] for cell in runs):,}" if middle is None else f"{middle:,.0f}"
+    text = f"> {max((cell['steps'] for cell in runs), default=0):,}" if middle is None else f"{middle:,.0f}"
     return f"{text} ({never} of {len(reached)} never)" if never else text
 
 
 def p_value(p: float | None) -> str:
     """Three digits, or nothing."""
-    return "" if p is None else f"{p:.3f}"
+    if p is None:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(number: float | None) -> str:
@@ -185,50 +195,60 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def _standing(grid: Grid) -> str:
     plan = grid.plan
-    there, all_of_them = len(grid.cells) + len(grid.failed), len(plan.arms) * len(plan.seeds)
-    lines = [f"\n{there} of {all_of_them} cells: {len(plan.arms)} arms x {len(plan.seeds)} seeds."]
+    lines = [
+        f"\n{len(grid.all)} of {len(plan.arms) * len(plan.seeds)} cells: {len(plan.arms)} arms x {len(plan.seeds)} seeds."
+    ]
     if not grid.complete:
-        parts = [f"{arm} {len(grid.of(arm))} of {len(plan.seeds)}" for arm in begun(grid)]
-        parts = [text for text, arm in zip(parts, begun(grid), strict=True) if len(grid.of(arm)) < len(plan.seeds)]
-        lacking = [arm for arm in plan.arms if not grid.of(arm)]
+        parts = [
+            f"{arm} {grid.begun(arm)} of {len(plan.seeds)}" for arm in begun(grid) if grid.begun(arm) < len(plan.seeds)
+        ]
+        lacking = [arm for arm in plan.arms if not grid.begun(arm)]
         parts += [f"not begun: {', '.join(lacking)}"] if lacking else []
         lines.append(
             f"**The grid is not complete:** {'; '.join(parts)}. What stands below is over the seeds that are there."
         )
-    for arm in plan.arms:
-        settings: dict[str, list[int]] = {}
-        for seed, cell in grid.of(arm).items():
-            settings.setdefault(cell["settings"], []).append(seed)
-        if len(settings) > 1:
-            groups = " | ".join(f"seeds {', '.join(map(str, seeds))}" for seeds in settings.values())
-            lines.append(f"**The seeds of {arm} were run with different settings:** {groups}.")
-    commands = {key: _further(cell["command"]) for key, cell in grid.cells.items()}
+    for arm in begun(grid):
+        groups = _grouped({seed: cell["settings"] for (of, seed), cell in grid.all.items() if of == arm})
+        if len(groups) > 1:
+            told = " | ".join(f"seeds {', '.join(map(str, seeds))}" for seeds in groups.values())
+            lines.append(f"**The seeds of {arm} were run with different settings:** {told}.")
+    commands = {key: _further(cell["command"]) for key, cell in grid.all.items()}
     further = [f"{arm}-seed{seed}: {' '.join(given)}" for (arm, seed), given in commands.items() if given]
     if further:
         lines.append(f"**Run with further overrides:** {'; '.join(further)}.")
-    lines += [f"**Diverged:** {arm}-seed{seed}: {reason}" for (arm, seed), reason in grid.failed.items()]
-    lines += _code(grid)
-    return "\n".join(lines) + "\n"
+    failed = {key: cell["failed"] for key, cell in grid.all.items() if "failed" in cell}
+    lines += [f"**Diverged:** {arm}-seed{seed}: {reason}" for (arm, seed), reason in failed.items()]
+    return "\n".join([*lines, *_code(grid)]) + "\n"
 
 
 def _code(grid: Grid) -> list[str]:
-    """Which cells come from which commit."""
-    commits: dict[str, dict[str, list[str]]] = {}
-    for (arm, seed), cell in grid.cells.items():
-        commit = cell["git_commit"] or "not known"
-        short = commit[:9] + "+" * commit.endswith("+")
-        commits.setdefault(short, {}).setdefault(arm, []).append(str(seed))
-    cells = {
-        commit: ", ".join(f"{arm} {' '.join(seeds)}" for arm, seeds in arms.items()) for commit, arms in commits.items()
-    }
-    if len(cells) == 1:
-        return [f"Code: {next(iter(cells))} (+: with changes that were not committed)."]
-    told = "; ".join(f"{commit} ({which})" for commit, which in cells.items())
-    return (
-        [f"Code (+: with changes that were not committed) and what was run with it, arms and seeds: {told}."]
-        if cells
-        else []
-    )
+    """Which cells were tested with which commit."""
+    commits = _grouped({key: cell["git_commit"] or "not known" for key, cell in grid.all.items()})
+    if not commits:
+        return []
+    told = []
+    for commit, keys in commits.items():
+        arms = ", ".join(f"{arm} {' '.join(map(str, seeds))}" for arm, seeds in _grouped_pairs(keys).items())
+        told.append(commit[:9] + "+" * commit.endswith("+") + f" ({arms})" * (len(commits) > 1))
+    return [
+        f"Code (+: with changes that were not committed){', with arms and seeds' * (len(told) > 1)}: {'; '.join(told)}."
+    ]
+
+
+def _grouped(values: Mapping[Any, str]) -> dict[str, list[Any]]:
+    """Value -> the keys that have it."""
+    groups: dict[str, list[Any]] = {}
+    for key, value in values.items():
+        groups.setdefault(value, []).append(key)
+    return groups
+
+
+def _grouped_pairs(keys: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """Arm -> seeds."""
+    arms: dict[str, list[int]] = {}
+    for arm, seed in keys:
+        arms.setdefault(arm, []).append(seed)
+    return arms
 
 
 def _doubts(grid: Grid, metric: str) -> list[str]:

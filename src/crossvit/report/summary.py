@@ -75,8 +75,8 @@ class Measurement:
             parts.append(f"{'/'.join(map(str, sorted(seeds)))} seeds")
         if self.candidates is not None:
             parts.append(f"N={self.candidates}")
-        chances = [shown(figure.metric, figure.chance) for figure in self.figures if figure.chance is not None]
-        if chances:
+        chances = ["-" if figure.chance is None else shown(figure.metric, figure.chance) for figure in self.figures]
+        if set(chances) - {"-"}:
             parts.append("chance " + (chances[0] if len(set(chances)) == 1 else "/".join(chances)))
         return ", ".join(parts)
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -53,8 +54,12 @@ class Table:
     def __init__(self, cells: Iterable[Cell], missing: Mapping[str | tuple[str, str], str] | None = None) -> None:
         self.cells = [_without_nan(cell) for cell in cells]
         self.missing = ABSENT | dict(missing or {})
+        entries: dict[tuple[Row, str], list[Cell]] = {}
+        for cell in self.cells:
+            entries.setdefault((Row(cell.row, cell.dataset, cell.backbone), cell.task), []).append(cell)
+        self._entries = {key: measurements(found) for key, found in entries.items()}
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """In order of the chain."""
         place: dict[Row, int] = {}
@@ -63,13 +68,13 @@ class Table:
             place.setdefault(Row(cell.row, cell.dataset, cell.backbone), stage)
         return sorted(place, key=place.__getitem__)
 
-    @property
+    @cached_property
     def tasks(self) -> list[str]:
         """The source's two tasks, then the known tasks that were measured, then others as they came."""
         measured = dict.fromkeys(cell.task for cell in self.cells)
         return list(dict.fromkeys([*SOURCE_TASKS, *(task for task in HEADINGS if task in measured), *measured]))
 
-    @property
+    @cached_property
     def row_headings(self) -> list[str]:
         """Headings of the columns that name a row; "Row" is among them where dataset and backbone do not tell the rows apart."""
         named = len({row[1:] for row in self.rows}) < len(self.rows)
@@ -81,9 +86,7 @@ class Table:
 
     def entry(self, row: Row, task: str) -> list[Measurement]:
         """What was measured of a task on a row; [] if nothing."""
-        return measurements(
-            cell for cell in self.cells if (Row(cell.row, cell.dataset, cell.backbone), cell.task) == (row, task)
-        )
+        return self._entries.get((row, task), [])
 
     def reason(self, row: Row, task: str) -> str:
         """Why an entry is empty."""
@@ -104,7 +107,8 @@ class Table:
                 title = f"{heading(task)}, {direction}" if direction else heading(task)
                 lines += [Line(title, row, found) for row, found in entries if found.direction == direction]
             if not entries and self.rows:
-                lines.append(Line(heading(task), None, self.reason(self.rows[0], task)))
+                reasons = dict.fromkeys(self.reason(row, task) for row in self.rows)
+                lines.append(Line(heading(task), None, "; ".join(reasons)))
         return lines
 
     def fields(self, line: Line) -> list[list[str]]:

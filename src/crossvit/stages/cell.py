@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def ensure_cell(cfg: DictConfig, overrides: list[str]) -> bool:
             content = where | _run(cfg, overrides, configs)
         except Diverged as error:  # a result too: left out, it would make the arm look better
             log.error("%s: %s", cfg.run_name, error)
-            content = where | {"failed": str(error)}
-        content["finished"] = environment()["finished"]
+            content = where | {"failed": _first_line(error, cfg)}
+        content["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_atomically(path, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
     return True
 
@@ -118,7 +119,7 @@ def _run(cfg: DictConfig, overrides: list[str], configs: list[StageConfig]) -> d
         "monitor": cfg.stage.monitor,
         "mode": cfg.stage.mode,
         "validation": [[p["step"], p[cfg.stage.monitor]] for p in curve if cfg.stage.monitor in p],
-        "checks": _checks(last),
+        "checks": _checks(last, {cell.task for cell in cells}),
         "table": [asdict(cell) for cell in finite(cells)],
     }
 
@@ -134,10 +135,16 @@ def finite(cells: list[Cell]) -> list[Cell]:
     return Table(cells).cells
 
 
-def _checks(stored: StoredStage) -> dict[str, dict[str, bool]]:
+def _first_line(error: Exception, cfg: DictConfig) -> str:
+    """What has gone wrong, without the advice below it and the places on this machine."""
+    return redact(str(error).splitlines()[0]).replace(f"{Path(cfg.paths.store).resolve()}/", "")
+
+
+def _checks(stored: StoredStage, tasks: set[str]) -> dict[str, dict[str, bool]]:
     """What the attacks of the suite have found out about themselves: task -> check -> passed."""
-    files = sorted((stored.path / "evaluations").glob("robustness_*.json"))
-    return {path.stem: json.loads(path.read_text(encoding="utf-8"))["checks"] for path in files}
+    files = {task: stored.path / "evaluations" / f"{task}.json" for task in sorted(tasks)}
+    found = {task: json.loads(path.read_text(encoding="utf-8")) for task, path in files.items() if path.is_file()}
+    return {task: content["checks"] for task, content in found.items() if "checks" in content}
 
 
 def _stage(name: str, stored: StoredStage) -> dict[str, Any]:

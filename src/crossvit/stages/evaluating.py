@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Of what evaluators measure; one more where they measure more, so that what is kept beside a stage is measured again."""
 
 DATASETS = {
@@ -79,12 +80,14 @@ def evaluate_stages(
             kept = stored.path / "evaluations" / f"{key}.json"
             if not kept.is_file():
                 log.info("testing %s on %s", stored.provenance["stage"], name)
-                subject = subject or load_subject(stored, cfg)
+                subject = replace(subject or load_subject(stored, cfg), kept={})
                 with explained(f"suite.{name}", EVALUATION):
                     measured = [m.to_json() for m in evaluator(subject)]
-                write_atomically(kept, json.dumps(measured).encode())
-            measurements = [Measurement.from_json(row) for row in json.loads(kept.read_text())]
-            cells += [to_cell(m, stored, cfg) for m in measurements]
+                write_atomically(kept, json.dumps({"figures": measured, "kept": subject.kept}).encode())
+            content = json.loads(kept.read_text())
+            for file, beside in content["kept"].items():  # another suite may have left its own under this name
+                write_atomically(kept.with_name(f"{file}.json"), json.dumps(beside, indent=2).encode())
+            cells += [to_cell(Measurement.from_json(row), stored, cfg) for row in content["figures"]]
     return cells
 
 
@@ -154,12 +157,9 @@ def load_subject(stored: StoredStage, cfg: DictConfig) -> Subject:
         task.network.load_state_dict(weights)
         classifier = task.to(device)
 
-    def keep(name: str, content: dict[str, Any]) -> None:
-        write_atomically(stored.path / "evaluations" / f"{name}.json", json.dumps(content, indent=2).encode())
-
     record = stored.provenance
     trained, last = (frozenset(record.get(key, ())) for key in ("trained_modules", "trained_here"))
-    return Subject(model.to(device), trained, device, classifier, cfg.seed, keep, last)
+    return Subject(model.to(device), trained, device, classifier, cfg.seed, trained_last=last)
 
 
 def to_cell(measurement: Measurement, stored: StoredStage, cfg: DictConfig) -> Cell:

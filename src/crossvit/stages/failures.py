@@ -71,7 +71,7 @@ def explained(where: str, smaller: str, directory: Path | None = None) -> Iterat
             _report_workers_once()
             reason = explain(error, smaller, directory)
         except RuntimeError as meanwhile:  # the death of a worker, reported from a signal
-            reason = explain(meanwhile, smaller, directory)
+            error, reason = meanwhile, explain(meanwhile, smaller, directory)
         if reason is None:
             raise
         _end_children()

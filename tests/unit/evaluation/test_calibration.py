@@ -58,9 +58,8 @@ def data():
 
 
 def run(data, trained=TRAINED, **options):
-    kept = {}
-    subject = Subject(Scorer(), frozenset(trained), torch.device("cpu"), keep=kept.__setitem__)
-    return {(m.task, m.metric): m for m in Calibration(data, **options)(subject)}, kept
+    subject = Subject(Scorer(), frozenset(trained), torch.device("cpu"))
+    return {(m.task, m.metric): m for m in Calibration(data, **options)(subject)}, subject.kept
 
 
 def test_fitted_on_one_split_and_tested_on_the_other(data):

@@ -41,18 +41,22 @@ def normalize(image):
 
 
 normalize.std = (0.5, 0.25, 0.25)
-DATA = SimpleNamespace(
-    pair_loader=lambda split: [STATEMENTS._replace(**{k: v[part] for k, v in STATEMENTS._asdict().items() if v is not None})
-                               for part in (slice(0, 6), slice(6, 8))],
-    normalize=normalize,
-)  # fmt: skip
+
+
+def loader(split):
+    """Two batches; of split `wrong` with the labels turned round."""
+    pairs_ = STATEMENTS._replace(label=1 - STATEMENTS.label) if split == "wrong" else STATEMENTS
+    rows = {name: value for name, value in pairs_._asdict().items() if value is not None}
+    return [pairs_._replace(**{name: value[part] for name, value in rows.items()}) for part in (slice(6), slice(6, 8))]
+
+
+DATA = SimpleNamespace(pair_loader=loader, normalize=normalize)
 
 
 def measure(model, trained=TRAINED, **options) -> tuple[dict, dict]:
-    kept = {}
     evaluator = Robustness(DATA, **{"eps": EPS, "steps": 5, "restarts": 2} | options)
-    subject = Subject(model, trained, torch.device("cpu"), keep=kept.__setitem__)
-    return {m.metric: m.estimate.value for m in evaluator(subject)}, kept
+    subject = Subject(model, trained, torch.device("cpu"))
+    return {m.metric: m.estimate.value for m in evaluator(subject)}, subject.kept
 
 
 @pytest.mark.parametrize("space", ["text", "patch", "pixel"])
@@ -76,6 +80,13 @@ def test_the_curve_falls_and_the_checks_are_kept(model, space):
 def test_random_changes_of_the_same_size_do_less(model):
     found, _ = measure(model, space="patch", eps=[0.5])
     assert found["eps 0.5"] < found["random 0.5"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_loss_is_compared_with_that_of_fewer_steps(model, steps):
+    found, kept = measure(model, space="text", eps=[0.5], steps=steps, restarts=0)
+    assert {name for name in found if name.endswith("steps")} == {f"eps 0.5 {k} steps" for k in (1, 3) if k < steps}
+    assert kept["robustness_text"]["checks"]["loss rises with steps"]
 
 
 def test_the_same_figures_again(model):
@@ -140,4 +151,7 @@ def test_a_threshold_in_the_wrong_place_is_fitted_away(model):
     assert plain["eps 0"] == 0.5
     found, kept = measure(shifted, space="text", restarts=0, fit_split="dev")
     assert found["eps 0"] == 1.0 > found["eps 0.5"] and found["unbounded"] == 0.0
+    assert (
+        measure(shifted, space="text", restarts=0, fit_split="wrong")[0]["eps 0"] < 1.0
+    )  # fitted there, not on the test
     assert kept["robustness_text"]["checks"]["unbounded attack leaves next to nothing"]

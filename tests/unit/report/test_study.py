@@ -217,40 +217,77 @@ def test_an_incomplete_grid_says_so():
     assert full.complete and "not complete" not in to_markdown(full)
 
 
-def test_a_training_that_has_diverged_counts():
-    cells = dict(grid().cells)
-    cells["late", 1] = {"arm": "late", "seed": 1, "failed": "the loss is not finite in step 7"}
+def failed(arm: str, seed: int, **changed) -> dict:
+    keys = ("arm", "seed", "settings", "git_commit", "command")
+    whole = cell(arm, seed, 0.0)
+    return {key: whole[key] for key in keys} | {"failed": "the loss is not finite in step 7"} | changed
+
+
+def test_a_training_that_has_diverged_counts(tmp_path):
+    cells = dict(grid().cells) | {("late", 1): failed("late", 1), ("twice", 0): failed("twice", 0)}
     found = Grid(PLAN, cells)
     assert found.values("late", "vlr").keys() == {0, 2}
     text = to_markdown(found)
     assert "9 of 12 cells" in text and "**Diverged:** late-seed1: the loss is not finite in step 7" in text
-    assert "| late | 2 of 3, 1 diverged |" in text
+    assert "| late | 2 of 3, 1 diverged |" in text and "| late (late: 1 of 3 seeds diverged) |" in text
+    assert "| undecided: (late: 1 of 3 seeds diverged) |" in claims(found)
     assert "(3 of 3 never)" in speed(found, "late")
-    twice = dict(cells) | {("twice", 0): cells["late", 1] | {"arm": "twice", "seed": 0}}
-    row = next(line for line in equal_steps(Grid(PLAN, twice), "vlr").splitlines() if line.startswith("| twice"))
+    row = next(line for line in equal_steps(found, "vlr").splitlines() if line.startswith("| twice"))
     assert row.split(" | ")[7] == "67"  # two of three at 90 or above
+    write_report(found, tmp_path)
+
+
+def test_an_arm_that_has_always_diverged_is_no_arm_that_is_lacking():
+    cells = dict(grid().cells) | {("dear", seed): failed("dear", seed, settings=str(seed)) for seed in range(3)}
+    found = Grid(PLAN, cells)
+    assert found.complete
+    text = to_markdown(found)
+    assert "not begun" not in text and "| dear | 0 of 3, 3 diverged | not measured yet |" in text
+    assert "The seeds of dear were run with different settings" in text
+    assert speed(found, "dear") == "> 0 (3 of 3 never)"
+
+
+def test_the_primary_metric_comes_first_and_says_who_has_escaped():
+    plan = replace(PLAN, primary="both")
+    text = to_markdown(grid(plan=plan))
+    assert text.index("## both") < text.index("## VLR true/false")
+    assert "seeds >= 90" in equal_steps(grid(plan=plan), "both") and "seeds >=" not in equal_steps(
+        grid(plan=plan), "vlr"
+    )
+
+
+def test_arms_that_cannot_have_a_figure_are_not_corrected_for():
+    values = VALUES | {"dear": {0: 0.8, 1: 0.7, 2: 0.84}}
+    cells = dict(grid(values).cells)
+    late = grid().difference("late", "base", "vlr").p
+    for seed in range(3):
+        cells["dear", seed] = cell("dear", seed, 0.9, table=[])
+    assert Grid(PLAN, cells).corrected("vlr")["late"] == pytest.approx(late)
 
 
 def test_what_an_attack_says_against_itself_stands_under_its_figures():
     plan = replace(PLAN, metrics=PLAN.metrics | {"attacked": ["robustness_text/eps 0.05"]})
     checks = {"robustness_text": {"loss rises with eps": True, "unbounded attack leaves next to nothing": False}}
     checks["robustness_patch"] = {"loss rises with eps": False}  # of another metric
-    cells = dict(grid().cells)
-    cells["late", 1] = cell("late", 1, 0.7, checks=checks)
+    attacked = [row("robustness_text", None, "eps 0.05", 0.4)]
+    cells = {("base", 0): cell("base", 0, 0.9, table=attacked), ("base", 1): cell("base", 1, 0.9)}
+    cells["late", 1] = cell("late", 1, 0.7, table=attacked, checks=checks)
     found = Grid(plan, cells)
-    assert found.doubts("attacked") == {"unbounded attack leaves next to nothing": ["late-seed1"]} and not found.doubts(
-        "vlr"
-    )
+    assert found.doubts("attacked") == {
+        "its checks were made": ["base-seed0"],
+        "unbounded attack leaves next to nothing": ["late-seed1"],
+    }
+    assert not found.doubts("vlr")
     assert "Not so in late-seed1: unbounded attack leaves next to nothing." in to_markdown(found)
 
 
 def test_several_commits_say_what_was_run_with_each():
     cells = dict(grid().cells)
-    assert "\nCode: 012345678+ (+:" in to_markdown(Grid(PLAN, cells))
+    assert "committed): 012345678+.\n" in to_markdown(Grid(PLAN, cells))
     for seed in (0, 2):
         cells["late", seed] = cell("late", seed, 0.7, git_commit="fedcba9876543210")
     text = to_markdown(Grid(PLAN, cells))
-    assert "012345678+ (base 0 1 2, late 1, twice 0 1 2); fedcba987 (late 0 2)" in text
+    assert "with arms and seeds: 012345678+ (base 0 1 2, late 1, twice 0 1 2); fedcba987 (late 0 2)." in text
 
 
 def test_metrics_that_are_null_are_left_out():

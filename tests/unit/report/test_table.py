@@ -220,6 +220,14 @@ def test_an_empty_table_prints():
     assert "Task" in printed(Table([]), 80) and len(markdown_rows(Table([]))) == 2
 
 
+def test_figures_without_chance_do_not_borrow_that_of_others():
+    attacked = [
+        Cell("VLR", "VLR", "CrossViT", "vlr", "robustness_text", None, f"eps {eps:g}", 0.5, None, None, 2, chance)
+        for eps, chance in ((0, 0.5), (0.1, None))
+    ]
+    assert markdown_rows(Table(attacked))[-1][-1] == "N=2, chance 50.0/-"
+
+
 def test_a_mean_rank_is_no_percentage(tmp_path):
     cell = replace(
         CHAIN[0], task="mimic", metric="mean rank", value=8.24, low=5.7, high=10.31, candidates=15, chance=8.0

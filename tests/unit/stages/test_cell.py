@@ -3,6 +3,7 @@
 import copy
 import json
 from functools import cache
+from types import SimpleNamespace
 
 import hydra
 import pytest
@@ -145,15 +146,19 @@ def test_a_cell_that_fails_leaves_no_file_and_no_lock(run, monkeypatch):
     assert run()
 
 
-def test_a_training_that_diverges_is_a_result(run, monkeypatch):
+def test_a_training_that_diverges_is_a_result(run, monkeypatch, tmp_path):
     def fail(*_):
-        raise Diverged("stage vlr: the loss is not finite in step 3")
+        raise Diverged(
+            f"stage vlr: the loss is not finite in step 3 ({tmp_path}/runs/stages/ab/health.jsonl).\nLower optimizer.lr"
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_run", fail)
         assert run()
     content = json.loads(run.file.read_text())
-    assert content["failed"] == "stage vlr: the loss is not finite in step 3" and "table" not in content
+    assert (
+        content["failed"] == "stage vlr: the loss is not finite in step 3 (ab/health.jsonl)." and "table" not in content
+    )
     assert {"arm", "seed", "git_commit", "command", "settings", "finished"} <= set(content)
     assert not run() and not run.runs  # it would again
 
@@ -172,3 +177,16 @@ def test_seeds_and_arms_of_the_sweep_are_those_of_the_study():
         cfg = hydra.compose("study", ["study=smoke", "study.seeds=[3,5]"], return_hydra_config=True)
         params = OmegaConf.to_container(cfg.hydra.sweeper.params, resolve=True)
     assert params == {"arm": "base,random_negatives", "seed": "3,5"}
+
+
+def test_the_checks_are_those_of_the_tasks_in_the_table(tmp_path):
+    kept = tmp_path / "evaluations"
+    kept.mkdir()
+    for name, content in (
+        ("robustness_text", {"checks": {"a": True}}),
+        ("robustness_pixel", {"checks": {"a": False}}),
+        ("vlr", {}),
+    ):
+        (kept / f"{name}.json").write_text(json.dumps(content))
+    stored = SimpleNamespace(path=tmp_path)
+    assert module._checks(stored, {"robustness_text", "vlr", "twins"}) == {"robustness_text": {"a": True}}

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from crossvit.config import chain_configs
-from crossvit.errors import UserError
+from crossvit.errors import Diverged, UserError
 from crossvit.stages.failures import EVALUATION, explained, less_memory
 
 LESS = "lower data.batch_size"
@@ -143,3 +143,27 @@ def test_an_error_that_the_user_can_mend_in_a_spawned_process():
     text = '-- Process 1 terminated:\nTraceback\n  File "x"\ncrossvit.errors.UserError: data.batch_size=3: odd\n'
     with pytest.raises(UserError, match=r"^stage coco: data.batch_size=3: odd$"), explained("stage coco", LESS):
         raise ProcessRaisedException(text)
+
+
+def test_a_training_that_diverged_is_told_apart(monkeypatch):
+    class ProcessRaisedException(Exception):
+        pass
+
+    text = "-- Process 1 terminated\nTraceback\ncrossvit.errors.Diverged: the loss is not finite in step 3"
+    for error in (Diverged("the loss is not finite in step 3"), ProcessRaisedException(text)):
+        with (
+            pytest.raises(Diverged, match=r"^stage vlr: the loss is not finite in step 3$"),
+            explained("stage vlr", ""),
+        ):
+            raise error
+    with pytest.raises(UserError) as told, explained("stage vlr", ""):
+        raise UserError("too little memory")
+    assert not isinstance(told.value, Diverged)
+
+    def worker_died():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr("crossvit.stages.failures._report_workers_once", worker_died)
+    with pytest.raises(UserError, match="worker was killed") as told, explained("stage vlr", ""):
+        raise Diverged("the loss is not finite in step 3")
+    assert not isinstance(told.value, Diverged)

@@ -196,7 +196,7 @@ def test_an_arm_composes_says_its_own_name_and_changes_something(option, plain):
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "study"])
 def test_a_study_names_arms_that_are_there(option):
     study = compose([f"study={option}"], "study").study
-    Plan(**OmegaConf.to_container(study, resolve=True)).check(group_options("arm"))
+    Plan.of(OmegaConf.to_container(study, resolve=True)).check(group_options("arm"))
     assert study.name == option
     assert ("study", option) in OPTIONS and set(study.arms) <= {o for g, o in OPTIONS if g == "arm"}
 

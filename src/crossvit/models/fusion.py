@@ -180,10 +180,19 @@ class LateFusion(CoAttentionFusion):
     exchanges = False
 
     def __init__(
-        self, width: int, text_width: int, depth: int, heads: int, meeting_ratio: float = 2.0, **settings
+        self,
+        width: int,
+        text_width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+        tie_streams: bool = False,
+        meeting_ratio: float = 2.0,
     ) -> None:
-        super().__init__(width, text_width, depth, heads, **settings)
-        self.meeting = MLP(2 * width, meeting_ratio, self.layers[0][0].drop.p)
+        super().__init__(width, text_width, depth, heads, mlp_ratio, dropout, norm_first, tie_streams)
+        self.meeting = MLP(2 * width, meeting_ratio, dropout)
 
     def forward(
         self, visual: Tensor, text: Tensor, text_mask: Tensor, need_weights: bool = False, pooled_only: bool = False

@@ -78,3 +78,16 @@ def test_a_threshold_fitted_elsewhere_and_none_at_all(monkeypatch):
     split["dev"] = pairs(range(4), label=[1, 1, 1, 0])  # between 1 and 0
     assert {m.metric: m.estimate.value for m in Verification(data, fit_split="dev")(subject)}["Acc@1 fitted"] == 0.75
     assert [m.metric for m in Verification(data)(subject)] == ["Acc@1", "AUROC"]
+
+
+def test_statements_about_one_picture_are_no_cases_of_their_own(monkeypatch):
+    one_each, shared = pairs(range(8), label=[1] * 8), pairs([0, 0, 0, 0, 1, 1, 1, 1], range(8), label=[1] * 8)
+    logits = torch.tensor([[0.0, 1.0]] * 4 + [[1.0, 0.0]] * 4)  # right of the first picture, wrong of the second
+    monkeypatch.setattr("crossvit.evaluation.verification.pair_logits", lambda *_, **__: logits)
+    subject = Subject(cross_vit(), frozenset({"fusion", "itm"}), torch.device("cpu"))
+    widths = []
+    for batch in (one_each, shared):
+        data = SimpleNamespace(pair_loader=lambda _, batch=batch: [batch], normalize=lambda image: image)
+        found = Verification(data)(subject)[0].estimate
+        widths.append(found.high - found.low)
+    assert widths[1] > 1.3 * widths[0]

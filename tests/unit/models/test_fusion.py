@@ -108,6 +108,7 @@ def test_late_has_the_parameters_of_co_attention_and_those_of_the_meeting():
     assert shapes == {name: p.shape for name, p in co_attention.named_parameters()}
     hidden = [LateFusion(64, 48, 2, 4, meeting_ratio=ratio).meeting[0].out_features for ratio in (1.0, 2.0)]
     assert hidden == [128, 256]
+    assert {m.p for m in LateFusion(16, 12, 1, 2, dropout=0.3).modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
 
 
 @pytest.mark.parametrize("kind", ["co_attention", "merged", "text_side", "late", "none"])

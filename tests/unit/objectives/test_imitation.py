@@ -3,7 +3,9 @@ from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from crossvit.config import config_directory
 from crossvit.objectives.answers import Answers, answers, contrastive_answers
 from crossvit.objectives.contrastive import ContrastiveLoss
 from crossvit.objectives.imitation import (
@@ -378,3 +380,11 @@ class TestCrossDual:
             CrossDualLoss(towers_learn=False, fusion_learns=False)
         with pytest.raises(ValueError, match="nothing to choose from"):
             CrossDualLoss(hard_negatives=False, generated_negatives=False)
+
+
+def test_the_control_of_imitation_is_as_soft_as_its_comment_says():
+    """Arm smoothing: a share s of the target on 96 candidates alike."""
+    share = OmegaConf.load(config_directory() / "arm" / "smoothing.yaml").objective.itc.label_smoothing
+    target = torch.full((1, 96), share / 96, dtype=torch.float64)
+    target[0, 0] += 1 - share
+    assert entropy_of(target).item() == pytest.approx(0.041, abs=5e-4)

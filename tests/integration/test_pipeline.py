@@ -88,6 +88,24 @@ def test_a_second_run_takes_every_stage_from_the_store(smoke, crossvit, corpus):
     assert done.seconds < 60
 
 
+@pytest.mark.slow
+def test_statements_about_two_pictures(smoke, job, corpus, tmp_path):
+    """Their head is trained and tested by itself: accuracy, consistency, and what each side alone says."""
+    done = job(
+        *("pipeline", "experiment=smoke", *QUICK, "stage.parent=null", "data=scenes_nlvr2", "objective=two_image"),
+        *("suite=nlvr2", "data@suite.nlvr2.data=scenes_nlvr2", f"paths.root={tmp_path}", f"paths.data={corpus}"),
+    )
+    assert done.code == 0, done.err
+    cells = json.loads((tmp_path / "runs/smoke/table.json").read_text())
+    assert {(cell["task"], cell["metric"]) for cell in cells} == {
+        *(("nlvr2", metric) for metric in ("Acc@1", "AUROC", "consistency")),
+        ("nlvr2_blind_text", "Acc@1"),
+        ("nlvr2_blind_image", "Acc@1"),
+    }
+    chance = {cell["metric"]: cell["chance"] for cell in cells}
+    assert chance["Acc@1"] == 0.5 and chance["consistency"] < 0.5
+
+
 def test_load_takes_the_run(smoke):
     model, _, _ = package.load(smoke[0] / "runs" / "smoke")
     assert model.itm.weight.shape == (2, 128)

@@ -11,6 +11,7 @@ from crossvit.report.table import Table
 
 NO_HEAD = "its head is not trained in this stage"
 NO_TOWERS = "this stage has not trained both towers"
+BLIND = "sees no model: measured once, where its task is"
 ABSENT = {
     "classification": "this stage has no classifier",
     "zero_shot": NO_TOWERS,
@@ -47,8 +48,12 @@ ABSENT = {
     "vlr_medium": NO_HEAD,
     "nlvr": NO_HEAD,
     "nlvr2": NO_HEAD,
-    "blind_text": "sees no model: measured once, where its task is",
-    "blind_image": "sees no model: measured once, where its task is",
+    "blind_text": BLIND,
+    "blind_image": BLIND,
+    "nlvr_blind_text": BLIND,
+    "nlvr_blind_image": BLIND,
+    "nlvr2_blind_text": BLIND,
+    "nlvr2_blind_image": BLIND,
 }
 
 

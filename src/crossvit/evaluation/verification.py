@@ -1,11 +1,13 @@
 """Is the statement true of the picture (or of the two pictures)? With the blind baselines that see only one side."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from crossvit.data.batches import PairBatch
+from crossvit.errors import UserError
 from crossvit.evaluation.subject import Measurement, Subject
 from crossvit.metrics import (
     Estimate,
@@ -16,6 +18,7 @@ from crossvit.metrics import (
     downsample,
     estimate,
     estimate_statistic,
+    folds,
     image_only_logits,
     text_only_logits,
     verification_accuracy,
@@ -32,6 +35,20 @@ class Answers(NamedTuple):
     index: Tensor
 
 
+class Sides(NamedTuple):
+    """What each side of n statements gives by itself: tokens and mask (n, M), downsampled pixels (n, D) and labels (n,), and a part of the
+    split, (n,), which shares neither text, sentence nor picture with the other parts."""
+
+    tokens: Tensor
+    mask: Tensor
+    pixels: Tensor
+    label: Tensor
+    part: Tensor
+
+    def where(self, rows: Tensor) -> "Sides":
+        return Sides(*(column[rows] for column in self))
+
+
 class Verification:
     """True/false accuracy on a labelled split, a score of exactly 0 counting one half, and the AUROC, which no threshold enters.
 
@@ -41,7 +58,7 @@ class Verification:
 
     fit_split: also report the accuracy at the threshold that is best on this split (`Acc@1 fitted`): a head that was trained on another
     share of true pairs than the test's has its own in the wrong place. blind: also train a text-only and an image-only baseline on the
-    `train` split and report them. groups: also report consistency, the share of sentences right on all their pictures.
+    `train` split and report them; "folds", where there is no such split: on four fifths of `split` and test them on the last, in turn. groups: also report consistency, the share of sentences right on all their pictures.
     """
 
     def __init__(
@@ -50,16 +67,18 @@ class Verification:
         split: str = "test",
         task: str = "vlr",
         fit_split: str | None = None,
-        blind: bool = False,
+        blind: bool | Literal["folds"] = False,
         groups: bool = False,
     ) -> None:
+        if not isinstance(blind, bool) and blind != "folds":
+            raise UserError(f"blind={blind}: true, false, or folds where there is no training split")
         self.data = data
         self.split = split
         self.task = task
         self.fit_split = fit_split
         self.blind = blind
         self.groups = groups
-        self.splits = tuple(dict.fromkeys(filter(None, (split, fit_split, "train" if blind else None))))
+        self.splits = tuple(dict.fromkeys(filter(None, (split, fit_split, "train" if blind is True else None))))
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
@@ -94,16 +113,30 @@ class Verification:
         return Answers(*(torch.cat(part) for part in zip(*rows, strict=True))) if rows else None
 
     def _baselines(self) -> list[Measurement]:
-        train, test = self._columns("train"), self._columns(self.split)
-        text = text_only_logits(train[0], train[1], train[3], test[0], test[1])
-        image = image_only_logits(train[2], train[3], test[2])
+        right: dict[str, list[Tensor]] = {"text": [], "image": []}
+        for train, test in self._fitted_and_tested():
+            text = text_only_logits(train.tokens, train.mask, train.label, test.tokens, test.mask)
+            image = image_only_logits(train.pixels, train.label, test.pixels)
+            right["text"].append(verification_accuracy(text, test.label))
+            right["image"].append(verification_accuracy(image, test.label))
+        name = "blind" if self.task == "vlr" else f"{self.task}_blind"
         return [
-            Measurement(f"blind_{side}", None, "Acc@1", estimate(verification_accuracy(logits, test[3])), 2, 0.5)
-            for side, logits in (("text", text), ("image", image))
+            Measurement(f"{name}_{side}", None, "Acc@1", estimate(torch.cat(parts)), 2, 0.5)
+            for side, parts in right.items()
         ]
 
-    def _columns(self, split: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens and mask (n, M), downsampled pixels (n, D) and labels (n,) of a split."""
+    def _fitted_and_tested(self) -> Iterator[tuple[Sides, Sides]]:
+        test = self._sides(self.split)
+        if self.blind != "folds":
+            yield self._sides("train"), test
+            return
+        parts = test.part.unique()
+        if len(parts) == 1:
+            raise UserError("blind=folds: every two statements share text, sentence or picture with each other")
+        for part in parts:
+            yield test.where(test.part != part), test.where(test.part == part)
+
+    def _sides(self, split: str) -> Sides:
         batches: list[PairBatch] = []
         small = []  # the pictures of a whole split at full size may not fit into memory
         for batch in self.data.pair_loader(split):
@@ -111,11 +144,16 @@ class Verification:
             batches.append(batch._replace(image=batch.image.new_empty(0)))
         longest = max(batch.tokens.shape[1] for batch in batches)
         pad = torch.nn.functional.pad
-        return (
+        text, picture, index, label = (
+            torch.cat([getattr(batch, name) for batch in batches]) for name in ("text_id", "image_id", "index", "label")
+        )
+        sentence = torch.from_numpy(self.data.sentences(split))[index]
+        return Sides(
             torch.cat([pad(batch.tokens, (0, longest - batch.tokens.shape[1])) for batch in batches]),
             torch.cat([pad(batch.token_mask, (0, longest - batch.tokens.shape[1])) for batch in batches]),
             torch.cat(small),
-            torch.cat([batch.label for batch in batches]),
+            label,
+            folds(text, sentence, picture),
         )
 
 

@@ -49,6 +49,7 @@ _HOME = {
     "quad_accuracy": "compositional",
     "two_way_accuracy": "compositional",
     "downsample": "blind",
+    "folds": "blind",
     "image_only_logits": "blind",
     "text_only_logits": "blind",
     "caption_plausibility": "plausibility",

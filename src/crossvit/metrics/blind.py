@@ -67,6 +67,25 @@ def downsample(image: Tensor, size: int = 8) -> Tensor:
     return F.adaptive_avg_pool2d(rows, size).reshape(len(image), -1)
 
 
+def folds(*keys: Tensor, count: int = 5) -> Tensor:
+    """Parts of a split that is both fitted on and tested: (N,) int64 from 0 to count - 1, rows that agree in any key in the same part.
+
+    Args:
+        keys: one or more (N,) int64, say of sentence and picture; what agrees by way of other rows agrees as well.
+        count: of parts; fewer where the rows hold together more.
+    """
+    group = torch.arange(len(keys[0]))
+    settled = False
+    while not settled:  # every row takes the least group of those that it agrees with
+        before = group
+        for key in keys:
+            place = key.unique(return_inverse=True)[1]
+            least = torch.full_like(group, len(group)).scatter_reduce(0, place, group, "amin")
+            group = least[place]
+        settled = torch.equal(group, before)
+    return group.unique(return_inverse=True)[1] % count
+
+
 def _positions(tokens: Tensor, mask: Tensor, vocabulary: Tensor) -> Tensor:
     """Tokens as rows of the sorted vocabulary; len(vocabulary) for padding and for what is not in it."""
     place = torch.searchsorted(vocabulary, tokens)

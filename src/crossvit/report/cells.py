@@ -55,6 +55,10 @@ HEADINGS = {
     "robustness_pixel": "True/false under attack, pixels",
     "blind_text": "Blind, text only",
     "blind_image": "Blind, image only",
+    "nlvr_blind_text": "NLVR true/false, blind, text only",
+    "nlvr_blind_image": "NLVR true/false, blind, image only",
+    "nlvr2_blind_text": "Two-image statements, blind, text only",
+    "nlvr2_blind_image": "Two-image statements, blind, image only",
 }
 SOURCE_TASKS = ("vqcmi", "mimic")  # the two tasks of the source document's table, always shown
 CHAIN = ("imagenet", "coco", "vlr", "medical")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from crossvit.errors import UserError
 from crossvit.evaluation.subject import Subject
 from crossvit.evaluation.verification import Verification
 from tests.small import cross_vit, pairs
@@ -91,3 +92,36 @@ def test_statements_about_one_picture_are_no_cases_of_their_own(monkeypatch):
         found = Verification(data)(subject)[0].estimate
         widths.append(found.high - found.low)
     assert widths[1] > 1.3 * widths[0]
+
+
+def blind(batches, sentences, task="nlvr") -> dict[str, float]:
+    data = SimpleNamespace(
+        pair_loader=lambda _: batches, normalize=lambda image: image, sentences=lambda _: sentences.numpy()
+    )
+    subject = Subject(cross_vit(), frozenset({"fusion", "itm"}), torch.device("cpu"))
+    found = Verification(data, task=task, blind="folds")(subject)
+    return {m.task: m.estimate.value for m in found if "blind" in m.task}
+
+
+def test_without_a_training_split_the_blind_baselines_are_fitted_on_the_rest_of_the_test():
+    """A word gives the label away, so the text-only baseline is right of statements that it was not fitted on; the pictures say nothing."""
+    label = torch.arange(40) % 2
+    batch = pairs(range(40), label=label.tolist())
+    tokens = batch.tokens.clone()
+    tokens[:, 1] = 10 + label
+    batch = batch._replace(tokens=tokens, text_id=torch.arange(40), image=torch.zeros_like(batch.image))
+    halves = [
+        type(batch)(*(None if part is None else part[rows] for part in batch)) for rows in (slice(25), slice(25, 40))
+    ]
+    found = blind(halves, torch.arange(40))
+    assert found == {"nlvr_blind_text": pytest.approx(1, abs=0.1), "nlvr_blind_image": pytest.approx(0.5, abs=0.2)}
+    # one sentence a label: the word that gives the label away is never seen in fitting
+    assert blind(halves, label)["nlvr_blind_text"] < 0.6
+    assert set(blind(halves, torch.arange(40), "vlr")) == {"blind_text", "blind_image"}
+
+
+def test_folds_of_statements_that_all_hold_together_and_other_words():
+    with pytest.raises(UserError, match="every two statements share"):
+        blind([pairs([0] * 4, range(4), label=[0, 1, 0, 1])], torch.arange(4))
+    with pytest.raises(UserError, match="blind=fold: true, false, or folds"):
+        Verification(Data(), blind="fold")

@@ -6,6 +6,7 @@ import torch
 from crossvit.metrics import (
     classification_accuracy,
     downsample,
+    folds,
     image_only_logits,
     logistic_logits,
     text_only_logits,
@@ -86,3 +87,14 @@ def test_the_image_baseline_is_a_logistic_regression():
 def test_misuse_is_named():
     with pytest.raises(ValueError, match=r"\(2,\) labels for 3 training rows"):
         image_only_logits(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64), torch.zeros(1, 2))
+
+
+def test_folds_part_no_sentence_and_no_picture():
+    sentence = torch.tensor([5, 5, 9, 7, 7, 8, 3, 2])
+    picture = torch.tensor([0, 1, 1, 2, 3, 4, 5, 5])
+    # 0-1-2 by the sentence 5 and the picture 1; 3-4 by the sentence 7; 5 alone; 6-7 by the picture 5
+    assert folds(sentence, picture, count=4).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
+    assert folds(sentence, picture, count=2).tolist() == [0, 0, 0, 1, 1, 0, 1, 1]
+    chain = torch.arange(10)  # each row is held to the next one by a key, in turn
+    assert folds(chain // 2, (chain + 1) // 2).tolist() == [0] * 10
+    assert sorted(folds(torch.arange(7)).tolist()) == [0, 0, 1, 1, 2, 3, 4]

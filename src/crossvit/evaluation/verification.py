@@ -57,8 +57,9 @@ class Verification:
     for the matching head of a model without fusion, whose answer does not depend on which picture meets which text.
 
     fit_split: also report the accuracy at the threshold that is best on this split (`Acc@1 fitted`): a head that was trained on another
-    share of true pairs than the test's has its own in the wrong place. blind: also train a text-only and an image-only baseline on the
-    `train` split and report them; "folds", where there is no such split: on four fifths of `split` and test them on the last, in turn. groups: also report consistency, the share of sentences right on all their pictures.
+    share of true pairs than the test's has its own in the wrong place. groups: also report consistency, the share of sentences right on all
+    their pictures. blind: also train a text-only and an image-only baseline on the `train` split and report them; "folds", where there is
+    no such split: on four fifths of `split` and test them on the last, in turn.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from crossvit.commands.table import present
 from crossvit.config.overrides import override_key
 from crossvit.errors import UserError
 from crossvit.report.table import Table
-from crossvit.stages.evaluating import evaluate_stages
+from crossvit.stages.evaluating import evaluate_stages, reliability_curves
 from crossvit.stages.restore import stage_directories
 from crossvit.stages.store import DamagedStage, StoredStage, open_stage
 
@@ -21,8 +21,9 @@ def run(cfg: DictConfig) -> Table:
     """
     given = list(map(override_key, task_overrides()))
     scenes = {key: cfg.scenes[key] for key in cfg.scenes if f"scenes.{key}" in given}
-    cells = evaluate_stages(stored_stages(Path(cfg.run)), cfg.suite, cfg.paths, scenes)
-    return present(cells, run_directory())
+    stages = stored_stages(Path(cfg.run))
+    cells = evaluate_stages(stages, cfg.suite, cfg.paths, scenes)
+    return present(cells, run_directory(), reliability_curves(stages, cells))
 
 
 def stored_stages(path: Path) -> list[StoredStage]:

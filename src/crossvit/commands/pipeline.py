@@ -6,7 +6,7 @@ from crossvit.commands.run import run_directory, task_overrides, write_chain
 from crossvit.commands.table import present
 from crossvit.config import chain_configs
 from crossvit.stages.chain import describe, run_chain, watched
-from crossvit.stages.evaluating import check_suite, evaluate_stages
+from crossvit.stages.evaluating import check_suite, evaluate_stages, reliability_curves
 from crossvit.stages.ranks import go_on
 from crossvit.stages.transfer import evaluate_transfers, plan_transfers, run_transfers
 
@@ -26,8 +26,10 @@ def run(cfg: DictConfig) -> float | None:
     directory = run_directory()
     write_chain(directory, links)
     print(describe(links))
-    cells = evaluate_stages([link.stored for link in links], cfg.suite, cfg.paths, cfg.scenes)
+    stages = [link.stored for link in links]
+    cells = evaluate_stages(stages, cfg.suite, cfg.paths, cfg.scenes)
     if transfers:
         print(describe(transfers))
-    present([*cells, *evaluate_transfers(plan, transfers, cfg)], directory)
+    curves = reliability_curves(stages, cells)
+    present([*cells, *evaluate_transfers(plan, transfers, cfg)], directory, curves)
     return watched(links[-1])

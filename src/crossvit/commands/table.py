@@ -1,13 +1,19 @@
 """Prints and keeps the result table of a run."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from crossvit.report.cells import Cell
 from crossvit.report.plots import plot_curves, plot_table
+from crossvit.report.reliability import plot_reliability
 from crossvit.report.robustness import ATTACKED, plot_robustness
 from crossvit.report.table import Table
+
+if TYPE_CHECKING:
+    from crossvit.metrics import Bin
 
 NO_HEAD = "its head is not trained in this stage"
 NO_TOWERS = "this stage has not trained both towers"
@@ -57,8 +63,11 @@ ABSENT = {
 }
 
 
-def present(cells: list[Cell], directory: Path) -> Table:
-    """Writes table.md, table.csv, table.json and the plots into a run directory, and prints the table with where they lie."""
+def present(cells: list[Cell], directory: Path, curves: Mapping[str, Mapping[str, Sequence["Bin"]]]) -> Table:
+    """Writes table.md, table.csv, table.json and the plots into a run directory, and prints the table with where they lie.
+
+    curves: {task: {row: how often it is true where p(match) is so much}}.
+    """
     table = Table(cells, missing=ABSENT)
     table.write(directory)
     plots = directory / "plots"
@@ -67,6 +76,8 @@ def present(cells: list[Cell], directory: Path) -> Table:
         plot_table(table, plots / "table.png")
     if any(cell.task.startswith(ATTACKED) for cell in cells):
         plot_robustness(cells, plots / "robustness.png")
+    if curves:
+        plot_reliability(curves, plots / "reliability.png")
     for log in sorted(directory.glob("metrics/*/metrics.csv")):
         plot_curves(log, plots / f"{log.parent.name}.png")
     Console().print(table.to_rich())

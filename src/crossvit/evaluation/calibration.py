@@ -13,16 +13,20 @@ from crossvit.metrics import (
     estimate_statistic,
     expected_calibration_error,
     platt_scaling,
+    reliability,
     verification_accuracy,
 )
+
+RELIABILITY = "reliability-"
+"""What the bins of a task are kept as begins so: {task: [(mean p(match), share that is true, rows), ...]}."""
 
 
 class Calibration:
     """Accuracy at a fitted threshold, AUROC and expected calibration error of p(match) on labelled pairs.
 
     Of the dual encoder's cosine p is sigmoid(scale x cosine + offset), both fitted (Platt 1999); of the fused scorer it is the matching
-    head's own. What is fitted stays with the stage as `evaluations/decision-<task>.json`, where `crossvit.load_decision` finds it. Scores
-    that the chain has not trained give no measurement.
+    head's own. What is fitted stays with the stage as `evaluations/decision-<task>.json`, where `crossvit.load_decision` finds it, and how
+    often it is true where p(match) is so much as `reliability-<task>.json`. Scores that the chain has not trained give no measurement.
 
     fit_split: where threshold and scaling are fitted; None: on every second picture of `split`, and the others are the test.
     """
@@ -50,7 +54,7 @@ class Calibration:
             label, picture = label[~fitting], picture[~fitting]
         else:
             fit, fit_label, _ = self._scores(subject, self.fit_split)
-        found, decision = [], {}
+        found, decision, bins = [], {}, {}
         for name, score in test.items():
             threshold = best_threshold(fit[name], fit_label)
             scaling = (1.0, 0.0) if name == "fused" else platt_scaling(fit[name], fit_label)
@@ -58,9 +62,9 @@ class Calibration:
             task = f"{self.task}_fused" if name == "fused" else self.task
             right = verification_accuracy(score, label, threshold)
             area = estimate_statistic(auroc, score, label, clusters=picture)
-            error = estimate_statistic(
-                expected_calibration_error, decision[name].probability(score), label, clusters=picture
-            )
+            probability = decision[name].probability(score)
+            error = estimate_statistic(expected_calibration_error, probability, label, clusters=picture)
+            bins[task] = reliability(probability, label)
             found += [
                 Measurement(task, None, "Acc@1", estimate(right, picture), 2, 0.5),
                 Measurement(task, None, "AUROC", area, 2, 0.5),
@@ -73,6 +77,7 @@ class Calibration:
             "split": self.split,
             "data": data,
         }
+        subject.kept[f"{RELIABILITY}{self.task}"] = bins
         return found
 
     def _scores(self, subject: Subject, split: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:

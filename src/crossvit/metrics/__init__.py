@@ -58,10 +58,12 @@ _HOME = {
     "neighbour_votes": "probe",
     "EmbeddingSpread": "collapse",
     "embedding_spread": "collapse",
+    "Bin": "calibration",
     "Decision": "calibration",
     "best_threshold": "calibration",
     "expected_calibration_error": "calibration",
     "platt_scaling": "calibration",
+    "reliability": "calibration",
 }
 
 

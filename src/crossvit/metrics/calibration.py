@@ -1,4 +1,4 @@
-"""From a score to a decision and a probability: threshold, Platt scaling, expected calibration error."""
+"""From a score to a decision and a probability: threshold, Platt scaling, reliability, expected calibration error."""
 
 from typing import NamedTuple
 
@@ -23,6 +23,14 @@ class Decision(NamedTuple):
     def probability(self, score: Tensor) -> Tensor:
         """(B,) in [0, 1]."""
         return torch.sigmoid(self.scale * score + self.offset)
+
+
+class Bin(NamedTuple):
+    """Rows of neighbouring probabilities: their mean p(true), the share of them that is true, and how many they are."""
+
+    probability: float
+    share: float
+    rows: int
 
 
 def best_threshold(scores: Tensor, labels: Tensor) -> float:
@@ -87,24 +95,31 @@ def platt_scaling(scores: Tensor, labels: Tensor, max_iter: int = 100) -> tuple[
     return slope / deviation.item(), offset - slope * (mean / deviation).item()
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """Mean distance of p(true) from the share that is true, over bins of equal size (Naeini et al. 2015; equal mass: Nixon et al. 2019).
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
+    """How often it is true where p(true) is so much, in bins of equal size, by ascending probability (equal mass: Nixon et al. 2019).
 
-    Equal probabilities share their labels, so the order of the rows plays no part. Upward biased where bins hold few rows.
+    Equal probabilities share their labels, so the order of the rows plays no part.
 
     Args:
         probabilities: (B,) in [0, 1]. labels: (B,) of 0 and 1, or bool.
-
-    Returns:
-        A fraction; nan without rows.
+        bins: how many, of sizes that differ by one at most; fewer where there are fewer rows.
     """
-    if not len(probabilities):
-        return float("nan")
     _check(probabilities, labels)
     values, place, count = probabilities.double().unique(return_inverse=True, return_counts=True)
     share = torch.zeros_like(values).index_add_(0, place, labels.double()) / count
-    gap = (share - values).repeat_interleave(count)  # in ascending order of the probability
-    return sum(part.sum().abs().item() for part in gap.tensor_split(bins)) / len(gap)
+    columns = torch.stack([values, share], dim=1).repeat_interleave(count, dim=0)
+    return [Bin(*part.mean(dim=0).tolist(), len(part)) for part in columns.tensor_split(min(bins, len(columns)))]
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """Mean distance of p(true) from the share that is true, over the bins of `reliability` (Naeini et al. 2015).
+
+    Upward biased where bins hold few rows. Arguments as there. Returns a fraction; nan without rows.
+    """
+    if not len(probabilities):
+        return float("nan")
+    found = reliability(probabilities, labels, bins)
+    return sum(one.rows * abs(one.share - one.probability) for one in found) / len(probabilities)
 
 
 def _check(scores: Tensor, labels: Tensor) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crossvit.errors import UserError
+from crossvit.evaluation.calibration import RELIABILITY
 from crossvit.evaluation.subject import Measurement, Subject
+from crossvit.metrics import Bin
 from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import Cell
 from crossvit.stages.build import EVALUATOR, build_data, build_task, build_tokenizer, make
@@ -24,7 +26,7 @@ from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Of what evaluators measure; one more where they measure more, so that what is kept beside a stage is measured again."""
 
 DATASETS = {
@@ -39,7 +41,7 @@ DATASETS = {
     "medical": "MIMIC-CXR",
     "scenes_control": "Scenes (control)",
 }
-"""What the table calls the data a stage was trained on last."""
+"""What the table calls a stage by the data that it was trained on last."""
 
 
 def evaluate_stages(
@@ -93,6 +95,19 @@ def evaluate_stages(
                     write_atomically(path, text.encode())
             cells += [to_cell(Measurement.from_json(row), stored, cfg) for row in content["figures"]]
     return cells
+
+
+def reliability_curves(stages: Sequence[StoredStage], cells: Sequence[Cell]) -> dict[str, dict[str, list[Bin]]]:
+    """{task: {row: bins}} of the calibrated tasks among `cells`, which `evaluate_stages` has measured of these stages."""
+    curves: dict[str, dict[str, list[Bin]]] = {}
+    measured = {(cell.row, cell.task) for cell in cells}
+    for stored in stages:
+        row = row_label(stored)
+        for file in sorted((stored.path / "evaluations").glob(f"{RELIABILITY}*.json")):
+            for task, bins in json.loads(file.read_text()).items():
+                if (row, task) in measured:
+                    curves.setdefault(task, {})[row] = [Bin(*one) for one in bins]
+    return curves
 
 
 def check_places(cfg: DictConfig, directory: Path) -> None:
@@ -170,8 +185,8 @@ def to_cell(measurement: Measurement, stored: StoredStage, cfg: DictConfig) -> C
     """A measurement in its place in the table."""
     estimate, stage = measurement.estimate, stored.provenance["stage"]
     return Cell(
-        row=DATASETS.get(stage, stage),
-        dataset=DATASETS.get(stage, stage),
+        row=row_label(stored),
+        dataset=row_label(stored),
         backbone=backbone_label(cfg),
         stage=stage,
         task=measurement.task,
@@ -185,6 +200,12 @@ def to_cell(measurement: Measurement, stored: StoredStage, cfg: DictConfig) -> C
         queries=estimate.queries,
         seed=cfg.seed,
     )
+
+
+def row_label(stored: StoredStage) -> str:
+    """What the table calls the data that a stage was trained on last."""
+    stage = stored.provenance["stage"]
+    return DATASETS.get(stage, stage)
 
 
 def backbone_label(cfg: DictConfig) -> str:

@@ -76,6 +76,12 @@ def test_fitted_on_one_split_and_tested_on_the_other(data):
     assert area.estimate.value == pytest.approx(auroc(test.image, test.label)) and area.chance == 0.5
     right = ((test.image > decision["scores"]["dual"]["threshold"]) == test.label).float().mean().item()
     assert found["calibration", "Acc@1"].estimate.value == pytest.approx(right, abs=1e-6)
+    bins = kept["reliability-calibration"]
+    assert set(bins) == {"calibration", "calibration_fused"}
+    for task, curve in bins.items():
+        assert sum(one.rows for one in curve) == 400 and len(curve) == 15
+        error = sum(one.rows * abs(one.share - one.probability) for one in curve) / 400
+        assert error == pytest.approx(found[task, "ECE"].estimate.value)
     for key in found:
         assert found[key].estimate.low <= found[key].estimate.value <= found[key].estimate.high
         assert found[key].estimate.queries == 400

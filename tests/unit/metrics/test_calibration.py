@@ -10,6 +10,7 @@ from crossvit.metrics import (
     estimate_statistic,
     expected_calibration_error,
     platt_scaling,
+    reliability,
     verification_accuracy,
 )
 
@@ -85,6 +86,13 @@ class TestCalibrationError:
         assert expected_calibration_error(probabilities, labels, bins=1) == pytest.approx(abs(0.45 - 0.5))
         assert expected_calibration_error(probabilities, labels, bins=2) == pytest.approx((0.35 + 0.25) / 2)
         assert expected_calibration_error(probabilities, labels, bins=9) == pytest.approx((0.1 + 0.8 + 0.3 + 0.8) / 4)
+
+    def test_its_bins_by_hand(self):
+        probabilities, labels = torch.tensor([0.8, 0.1, 0.7, 0.2, 0.9]), torch.tensor([0, 0, 1, 1, 1])
+        low, high = reliability(probabilities, labels, bins=2)  # 0.1, 0.2, 0.7 and 0.8, 0.9
+        assert low == pytest.approx((1 / 3, 2 / 3, 3)) and high == pytest.approx((0.85, 0.5, 2))
+        assert [one.rows for one in reliability(probabilities, labels)] == [1] * 5  # no more than there are rows
+        assert reliability(torch.full((4,), 0.5), torch.tensor([1, 1, 0, 1]), bins=2) == [(0.5, 0.75, 2)] * 2
 
     def test_equal_probabilities_share_their_labels_in_any_order(self):
         labels = torch.arange(30) % 2

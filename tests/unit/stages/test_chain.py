@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import crossvit
+from crossvit.commands.table import present
 from crossvit.config import compose
 from crossvit.errors import UserError
 from crossvit.models.crossvit import CrossViT
@@ -207,7 +208,7 @@ class TestEvaluate:
         assert count == {4}
         assert {c.candidates for c in cells("suite.coco.evaluator.candidates=6") if c.task == "vqcmi"} == {6}
 
-    def test_the_full_suite(self, stages, root, monkeypatch):
+    def test_the_full_suite(self, stages, root, monkeypatch, tmp_path):
         attacks = [f"suite.robustness_{space}=null" for space in ("text", "patch", "pixel")]  # minutes
         cfg = compose([*SMOKE, f"paths.root={root}", "suite=full", "~suite.vsr_medium", *attacks], "pipeline")
         cells = evaluating.evaluate_stages([stages["vlr"]], cfg.suite, cfg.paths)
@@ -218,6 +219,13 @@ class TestEvaluate:
         decision = json.loads((stages["vlr"].path / "evaluations" / "decision-calibration.json").read_text())
         assert set(decision["scores"]) == {"dual", "fused"} and decision["fitted_on"] == "dev"
         assert set(decision["data"]["splits"]) == {"dev", "test"}
+        curves = evaluating.reliability_curves([stages["vlr"]], cells)
+        queries = {cell.task: cell.queries for cell in cells if cell.metric == "ECE"}
+        rows = {task: sum(one.rows for one in lines["VLR"]) for task, lines in curves.items()}
+        assert rows == queries and set(rows) == {"calibration", "calibration_fused"}
+        assert evaluating.reliability_curves([stages["vlr"]], []) == {}  # kept there, and no part of this table
+        present(cells, tmp_path, curves)
+        assert {path.name for path in (tmp_path / "plots").iterdir()} == {"table.png", "reliability.png"}
         fitted = crossvit.load_decision(stages["vlr"].path, "dual")
         assert fitted._asdict() == decision["scores"]["dual"]
         with pytest.raises(UserError, match="no decision for score 'cosine'"):

@@ -141,6 +141,11 @@ class Grid:
         """Every arm has every seed, or has failed there."""
         return len(self.all) == len(self.plan.arms) * len(self.plan.seeds)
 
+    @property
+    def arms(self) -> list[str]:
+        """Those that have been begun, in the plan's order."""
+        return [arm for arm in self.plan.arms if self.begun(arm)]
+
     def begun(self, arm: str) -> int:
         """How many seeds of an arm are there, those that diverged included."""
         return sum(key[0] == arm for key in self.all)

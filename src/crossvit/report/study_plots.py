@@ -1,5 +1,6 @@
 """A study in two pictures: every seed of every arm, and the differences from the base with their intervals."""
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from crossvit.report.table import heading
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LINE = 0.28  # height of an arm in inches
+LINE = 0.26  # height of an arm in inches
+COLUMNS = 4  # panels side by side
 
 
 def plot_levels(grid: Grid, path: str | os.PathLike) -> Path:
@@ -22,7 +24,7 @@ def plot_levels(grid: Grid, path: str | os.PathLike) -> Path:
         chance = grid.context(metric).chance
         if chance is not None:
             panel.axvline(100 * chance, color="black", linestyle=":", linewidth=1.2)
-        for place, arm in enumerate(grid.plan.arms):
+        for place, arm in enumerate(grid.arms):
             values = list(grid.values(arm, metric).values())
             if not values:
                 continue
@@ -32,6 +34,8 @@ def plot_levels(grid: Grid, path: str | os.PathLike) -> Path:
             )
             found = spread(values)
             _whisker(panel, place, found.mean, found.low, found.high)
+        low, high = panel.get_xlim()
+        panel.set_xlim(max(low, -2), min(high, 102))  # an interval of few seeds may reach beyond what there is
     return save_png(panels, path)
 
 
@@ -40,7 +44,7 @@ def plot_differences(grid: Grid, path: str | os.PathLike) -> Path:
     panels = _panels(grid, "points from the base, seed by seed; whisker: 95 % t interval")
     for panel, metric in zip(panels.axes, grid.plan.ranked, strict=True):
         panel.axvline(0, color="black", linewidth=0.8)
-        for place, arm in enumerate(grid.plan.arms):
+        for place, arm in enumerate(grid.arms):
             difference = None if arm == grid.plan.base else grid.difference(arm, grid.plan.base, metric)
             if difference is not None:
                 _whisker(panel, place, difference.mean, difference.low, difference.high)
@@ -48,11 +52,16 @@ def plot_differences(grid: Grid, path: str | os.PathLike) -> Path:
 
 
 def _panels(grid: Grid, note: str):
+    """An empty panel for each metric, a line in it for each arm that has been begun."""
     metrics = grid.plan.ranked
-    arms = [arm + f" ({grid.diverged(arm)} diverged)" * bool(grid.diverged(arm)) for arm in grid.plan.arms]
-    figure = canvas(1.8 + 2.8 * len(metrics), 1.1 + LINE * len(arms))
-    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    for panel, metric in zip(axes, metrics, strict=True):
+    arms = [arm + f" ({grid.diverged(arm)} diverged)" * bool(grid.diverged(arm)) for arm in grid.arms]
+    columns = min(COLUMNS, len(metrics))
+    rows = math.ceil(len(metrics) / columns)
+    figure = canvas(1.8 + 2.8 * columns, (1.1 + LINE * len(arms)) * rows)
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for unused in axes[len(metrics) :]:
+        unused.remove()
+    for panel, metric in zip(axes, metrics, strict=False):
         panel.set_title(heading(metric), fontsize=9, loc="left")
         panel.set_yticks(range(len(arms)), arms, fontsize=8)
         panel.set_ylim(len(arms) - 0.5, -0.5)

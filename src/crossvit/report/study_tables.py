@@ -46,11 +46,6 @@ def to_markdown(grid: Grid) -> str:
     return "".join(parts)
 
 
-def begun(grid: Grid) -> list[str]:
-    """The arms that have a cell, in the plan's order."""
-    return [arm for arm in grid.plan.arms if grid.begun(arm)]
-
-
 def equal_steps(grid: Grid, metric: str) -> str:
     """One line an arm that has been begun: level, difference from the base, cost; for the primary metric also escape from the plateau and
     speed."""
@@ -58,7 +53,7 @@ def equal_steps(grid: Grid, metric: str) -> str:
     header = ["arm", "seeds", "level", "minus base", "p", "Holm", "flips"]
     header += [f"seeds >= {percent(plan.escaped, 0)}", f"steps to {percent(plan.goal, 0)} in validation"] * first
     lines = []
-    for arm in begun(grid):
+    for arm in grid.arms:
         values, diverged = list(grid.values(arm, metric).values()), grid.diverged(arm)
         difference = None if arm == plan.base else grid.difference(arm, plan.base, metric)
         escaped = [*values, *[-inf] * diverged]
@@ -83,7 +78,7 @@ def equal_compute(grid: Grid) -> str:
     from it."""
     plan = grid.plan
     lines = []
-    for arm in begun(grid):
+    for arm in grid.arms:
         if arm in plan.longer:
             continue
         other = grid.matched(arm)
@@ -200,14 +195,14 @@ def _standing(grid: Grid) -> str:
     ]
     if not grid.complete:
         parts = [
-            f"{arm} {grid.begun(arm)} of {len(plan.seeds)}" for arm in begun(grid) if grid.begun(arm) < len(plan.seeds)
+            f"{arm} {grid.begun(arm)} of {len(plan.seeds)}" for arm in grid.arms if grid.begun(arm) < len(plan.seeds)
         ]
         lacking = [arm for arm in plan.arms if not grid.begun(arm)]
         parts += [f"not begun: {', '.join(lacking)}"] if lacking else []
         lines.append(
             f"**The grid is not complete:** {'; '.join(parts)}. What stands below is over the seeds that are there."
         )
-    for arm in begun(grid):
+    for arm in grid.arms:
         groups = _grouped({seed: cell["settings"] for (of, seed), cell in grid.all.items() if of == arm})
         if len(groups) > 1:
             told = " | ".join(f"seeds {', '.join(map(str, seeds))}" for seeds in groups.values())

@@ -7,6 +7,7 @@ import pytest
 
 from crossvit.errors import UserError
 from crossvit.report.study import Grid, Plan, cell_file, figure
+from crossvit.report.study_plots import plot_differences, plot_levels
 from crossvit.report.study_tables import claims, equal_compute, equal_steps, speed, to_markdown, verdict, write_report
 
 PLAN = Plan(
@@ -321,6 +322,25 @@ def test_files(tmp_path):
     for picture in ("levels.png", "differences.png"):
         assert f"]({picture})" in text
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_pictures_have_a_line_for_each_arm_that_has_been_begun(monkeypatch):
+    figures = []
+    monkeypatch.setattr("crossvit.report.study_plots.save_png", lambda found, path: figures.append(found))
+    many = replace(PLAN, metrics=PLAN.metrics | {f"more {k}": ["vlr/Acc@1"] for k in range(3)})
+    for plot in (plot_levels, plot_differences):
+        plot(grid(plan=many), "unused")
+    assert [len(found.axes) for found in figures] == [5, 5]  # in two rows, without the panels that are left over
+    for found in figures:
+        assert [label.get_text() for label in found.axes[0].get_yticklabels()] == ["base", "late", "twice"]  # not dear
+    levels, differences = (found.axes[0] for found in figures)
+    assert [list(line.get_xdata()) for line in levels.lines if line.get_marker() == "o"] == [
+        pytest.approx([100 * value for value in seeds.values()]) for seeds in VALUES.values()
+    ]
+    assert -2 <= levels.get_xlim()[0] and levels.get_xlim()[1] <= 102
+    late = sum(VALUES["late"][k] - VALUES["base"][k] for k in range(3)) / 3
+    means = [line.get_xdata()[0] for line in differences.lines if line.get_marker() == "|"]
+    assert means[0] == pytest.approx(100 * late) and len(means) == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps(cell("late", 0, 0.5)), '{"arm": "base", "seed": 0}'])

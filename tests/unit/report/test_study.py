@@ -337,7 +337,7 @@ def test_the_pictures_have_a_line_for_each_arm_that_has_been_begun(monkeypatch):
     assert [list(line.get_xdata()) for line in levels.lines if line.get_marker() == "o"] == [
         pytest.approx([100 * value for value in seeds.values()]) for seeds in VALUES.values()
     ]
-    assert -2 <= levels.get_xlim()[0] and levels.get_xlim()[1] <= 102
+    assert levels.get_xlim()[0] >= -2 and levels.get_xlim()[1] <= 102
     late = sum(VALUES["late"][k] - VALUES["base"][k] for k in range(3)) / 3
     means = [line.get_xdata()[0] for line in differences.lines if line.get_marker() == "|"]
     assert means[0] == pytest.approx(100 * late) and len(means) == 2

@@ -36,14 +36,16 @@ class Answers(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """What each side of n statements gives by itself: tokens and mask (n, M), downsampled pixels (n, D) and labels (n,), and a part of the
-    split, (n,), which shares neither text, sentence nor picture with the other parts."""
+    """What each side of n statements gives by itself: tokens and mask (n, M), downsampled pixels (n, D) and labels (n,); and which text,
+    sentence and picture (or pair of pictures) they are, (n,) each."""
 
     tokens: Tensor
     mask: Tensor
     pixels: Tensor
     label: Tensor
-    part: Tensor
+    text: Tensor
+    sentence: Tensor
+    picture: Tensor
 
     def where(self, rows: Tensor) -> "Sides":
         return Sides(*(column[rows] for column in self))
@@ -59,7 +61,9 @@ class Verification:
     fit_split: also report the accuracy at the threshold that is best on this split (`Acc@1 fitted`): a head that was trained on another
     share of true pairs than the test's has its own in the wrong place. groups: also report consistency, the share of sentences right on all
     their pictures. blind: also train a text-only and an image-only baseline on the `train` split and report them; "folds", where there is
-    no such split: on four fifths of `split` and test them on the last, in turn.
+    no such split: on four of five parts of `split`, which share no text, sentence or picture, and test them on the last, in turn.
+
+    Rows about one picture are no cases of their own, nor, with `groups`, those of one sentence: intervals count clusters of them.
     """
 
     def __init__(
@@ -86,14 +90,15 @@ class Verification:
         if (test := self._answers(subject, self.split)) is None:
             return []
         right = verification_accuracy(test.score, test.label)
-        found = [self._figure("Acc@1", estimate(right, test.picture))]
+        sentence = torch.from_numpy(self.data.sentences(self.split))[test.index] if self.groups else None
+        cluster = test.picture if sentence is None else sentence
+        found = [self._figure("Acc@1", estimate(right, cluster))]
         if self.fit_split is not None and (fit := self._answers(subject, self.fit_split)) is not None:
             threshold = best_threshold(fit.score, fit.label)
             fitted = verification_accuracy(test.score, test.label, threshold)
-            found.append(self._figure("Acc@1 fitted", estimate(fitted, test.picture)))
-        found.append(self._figure("AUROC", estimate_statistic(auroc, test.score, test.label, clusters=test.picture)))
-        if self.groups:
-            sentence = torch.from_numpy(self.data.sentences(self.split))[test.index]
+            found.append(self._figure("Acc@1 fitted", estimate(fitted, cluster)))
+        found.append(self._figure("AUROC", estimate_statistic(auroc, test.score, test.label, clusters=cluster)))
+        if sentence is not None:
             whole = estimate(consistency(right, sentence))
             found.append(self._figure("consistency", whole, consistency_chance(sentence)))
         return found + (self._baselines() if self.blind else [])
@@ -115,15 +120,17 @@ class Verification:
 
     def _baselines(self) -> list[Measurement]:
         right: dict[str, list[Tensor]] = {"text": [], "image": []}
+        clusters: dict[str, list[Tensor]] = {"text": [], "image": []}
         for train, test in self._fitted_and_tested():
             text = text_only_logits(train.tokens, train.mask, train.label, test.tokens, test.mask)
             image = image_only_logits(train.pixels, train.label, test.pixels)
-            right["text"].append(verification_accuracy(text, test.label))
-            right["image"].append(verification_accuracy(image, test.label))
+            for side, logits, same in (("text", text, test.text), ("image", image, test.picture)):
+                right[side].append(verification_accuracy(logits, test.label))
+                clusters[side].append(same)
         name = "blind" if self.task == "vlr" else f"{self.task}_blind"
         return [
-            Measurement(f"{name}_{side}", None, "Acc@1", estimate(torch.cat(parts)), 2, 0.5)
-            for side, parts in right.items()
+            Measurement(f"{name}_{side}", None, "Acc@1", estimate(torch.cat(right[side]), torch.cat(same)), 2, 0.5)
+            for side, same in clusters.items()
         ]
 
     def _fitted_and_tested(self) -> Iterator[tuple[Sides, Sides]]:
@@ -131,11 +138,13 @@ class Verification:
         if self.blind != "folds":
             yield self._sides("train"), test
             return
-        parts = test.part.unique()
-        if len(parts) == 1:
-            raise UserError("blind=folds: every two statements share text, sentence or picture with each other")
-        for part in parts:
-            yield test.where(test.part != part), test.where(test.part == part)
+        part = folds(test.text, test.sentence, test.picture)
+        if not part.any():
+            raise UserError(
+                "blind=folds: the statements hold together by text, sentence or picture; there is no rest to fit on"
+            )
+        for one in part.unique():
+            yield test.where(part != one), test.where(part == one)
 
     def _sides(self, split: str) -> Sides:
         batches: list[PairBatch] = []
@@ -148,13 +157,14 @@ class Verification:
         text, picture, index, label = (
             torch.cat([getattr(batch, name) for batch in batches]) for name in ("text_id", "image_id", "index", "label")
         )
-        sentence = torch.from_numpy(self.data.sentences(split))[index]
         return Sides(
             torch.cat([pad(batch.tokens, (0, longest - batch.tokens.shape[1])) for batch in batches]),
             torch.cat([pad(batch.token_mask, (0, longest - batch.tokens.shape[1])) for batch in batches]),
             torch.cat(small),
             label,
-            folds(text, sentence, picture),
+            text,
+            torch.from_numpy(self.data.sentences(split))[index],
+            picture,
         )
 
 

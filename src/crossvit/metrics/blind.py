@@ -30,7 +30,7 @@ def text_only_logits(
         l2: weight of half the squared norm of the weights, beside the mean cross-entropy.
 
     Returns:
-        (B, K) float32 logits, K = largest training label + 1; for `verification_accuracy` or `classification_accuracy`.
+        (B, K) float32 logits, K = largest training label + 1, at least 2; for `verification_accuracy` or `classification_accuracy`.
     """
     vocabulary = train_tokens[train_mask].unique()
     train, test = (
@@ -68,22 +68,30 @@ def downsample(image: Tensor, size: int = 8) -> Tensor:
 
 
 def folds(*keys: Tensor, count: int = 5) -> Tensor:
-    """Parts of a split that is both fitted on and tested: (N,) int64 from 0 to count - 1, rows that agree in any key in the same part.
+    """Parts of a split that is both fitted on and tested: (N,) int64 from 0, rows that agree in any key in the same part.
+
+    What agrees by way of other rows agrees as well. Parts are as equal in size as that allows: the largest groups are dealt first, each to
+    the smallest part. Where the rows hold together, there are fewer parts.
 
     Args:
-        keys: one or more (N,) int64, say of sentence and picture; what agrees by way of other rows agrees as well.
-        count: of parts; fewer where the rows hold together more.
+        keys: one or more (N,) int64, say of sentence and picture.
+        count: most parts.
     """
+    places = [key.unique(return_inverse=True)[1] for key in keys]
     group = torch.arange(len(keys[0]))
     settled = False
     while not settled:  # every row takes the least group of those that it agrees with
         before = group
-        for key in keys:
-            place = key.unique(return_inverse=True)[1]
-            least = torch.full_like(group, len(group)).scatter_reduce(0, place, group, "amin")
-            group = least[place]
+        for place in places:
+            group = torch.full_like(group, len(group)).scatter_reduce(0, place, group, "amin")[place]
         settled = torch.equal(group, before)
-    return group.unique(return_inverse=True)[1] % count
+    group = group.unique(return_inverse=True)[1]
+    sizes = group.bincount()
+    filled, part = [0] * count, torch.zeros_like(sizes)
+    for one in sizes.argsort(descending=True, stable=True).tolist():
+        part[one] = smallest = filled.index(min(filled))
+        filled[smallest] += int(sizes[one])
+    return part[group]
 
 
 def _positions(tokens: Tensor, mask: Tensor, vocabulary: Tensor) -> Tensor:

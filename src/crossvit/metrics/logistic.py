@@ -20,7 +20,7 @@ def logistic_logits(
         l2: weight of half the squared norm of the weights, beside the mean cross-entropy.
 
     Returns:
-        (B, K) float32 logits, K = largest training label + 1.
+        (B, K) float32 logits, K = largest training label + 1, at least 2.
     """
     train, test = train_features.float().flatten(1), test_features.float().flatten(1)
     mean, deviation = train.mean(0), train.std(0, correction=0)
@@ -44,7 +44,7 @@ def fit_logistic(
     # An evaluation runs in inference mode, whose tensors cannot be learnt from; clones made outside it can.
     with torch.inference_mode(False), torch.enable_grad():
         train, labels, test = train.clone(), labels.clone(), test.clone()
-        classes = int(labels.max()) + 1
+        classes = max(2, int(labels.max()) + 1)
         weight = torch.zeros(classes, num_features, device=train.device, requires_grad=True)
         bias = torch.zeros(classes, device=train.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, line_search_fn="strong_wolfe")

@@ -33,6 +33,7 @@ class Plan:
     longer: Sequence[str]
     primary: str  # the metric whose table comes first, and that says who has left the plateau
     metrics: Mapping[str, Sequence[str]]
+    titles: Mapping[str, str]  # of the metrics, as printed; a metric without one goes by its name
     escaped: float
     goal: float
     families: Mapping[str, Sequence[str] | None]
@@ -48,6 +49,10 @@ class Plan:
     def ranked(self) -> list[str]:
         """The metrics, the primary one first."""
         return [self.primary, *(metric for metric in self.metrics if metric != self.primary)]
+
+    def title(self, metric: str) -> str:
+        """How a metric is printed."""
+        return self.titles.get(metric, metric)
 
     def check(self, options: Collection[str]) -> None:
         """Raises UserError, naming the key, where a name stands for nothing or a seed or an arm stands twice. options: all arms
@@ -177,7 +182,8 @@ class Grid:
         return Context(None, None)
 
     def difference(self, arm: str, than: Than, metric: str, confidence: float = 0.95) -> Difference | None:
-        """arm - than over the seeds that both have. None without such a seed."""
+        """arm - than over the seeds that both have, without interval and p value where they are fewer than LEAST. None without such a
+        seed."""
         first = self.values(arm, metric) if arm in self.plan.arms else {}
         second: Mapping[int, float] = {}
         if isinstance(than, int | float):
@@ -187,7 +193,23 @@ class Grid:
         elif than in self.plan.arms:
             second = self.values(than, metric)
         seeds = [seed for seed in first if seed in second]
-        return paired_difference([first[s] for s in seeds], [second[s] for s in seeds], confidence) if seeds else None
+        if not seeds:
+            return None
+        found = paired_difference([first[s] for s in seeds], [second[s] for s in seeds], confidence)
+        return found if len(seeds) >= LEAST else found._replace(low=None, high=None, p=None)
+
+    def trained_anew(self) -> dict[str, list[int]]:
+        """Arm -> seeds that did not start from the base's weights though their stages before the last have the same settings: these were
+        trained anew, on another machine or into another store."""
+        found: dict[str, list[int]] = {}
+        for (arm, seed), cell in self.cells.items():
+            base = self.cells.get((self.plan.base, seed), {"stages": ()})
+            runs = {stage["fingerprint"]: _training(stage) for stage in base["stages"][:-1]}
+            if any(
+                runs.get(stage["fingerprint"], _training(stage)) != _training(stage) for stage in cell["stages"][:-1]
+            ):
+                found.setdefault(arm, []).append(seed)
+        return found
 
     def corrected(self, metric: str) -> dict[str, float]:
         """Arm -> p value against the base (paired t), corrected within its family as it is planned (Holm): arms that are to come count,
@@ -241,8 +263,16 @@ class Grid:
         return found
 
 
+LEAST = 3
+"""Seeds from which on a difference has an interval: the t interval of two, on one degree of freedom, is 13 standard errors wide."""
+
 TOLERANCE = 0.05
 """Captions differ in length from batch to batch, and so does what is counted; and epochs are whole."""
+
+
+def _training(stage: Mapping[str, Any]) -> tuple:
+    """What tells one training of a stage from another of the same settings."""
+    return tuple(stage.get(key) for key in ("git_commit", "steps", "seconds"))
 
 
 def cell_file(directory: Path, arm: str, seed: int) -> Path:
@@ -271,6 +301,7 @@ def _read(path: Path, arm: str, seed: int) -> dict[str, Any]:
 
 KEYS = ("settings", "git_commit", "command")
 KEYS_OF_FIGURES = (
+    "stages",
     "steps",
     "seconds",
     "flops",

@@ -2,13 +2,13 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossvit.metrics import spread
 from crossvit.report.plots import COLOURS, canvas, save_png
-from crossvit.report.study import Grid
-from crossvit.report.table import heading
+from crossvit.report.study import LEAST, Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,8 @@ COLUMNS = 4  # panels side by side
 
 def plot_levels(grid: Grid, path: str | os.PathLike) -> Path:
     """One panel a metric: a dot for each seed, the mean with its 95 % t interval, dotted chance."""
-    panels = _panels(grid, "percent; dots: seeds; whisker: mean and 95 % t interval; dotted: chance")
+    note = "percent; dots: seeds; whisker: mean and 95 % t interval, cut at 0 and 100; dotted: chance"
+    panels = _panels(grid, grid.arms, note)
     for panel, metric in zip(panels.axes, grid.plan.ranked, strict=True):
         chance = grid.context(metric).chance
         if chance is not None:
@@ -33,28 +34,30 @@ def plot_levels(grid: Grid, path: str | os.PathLike) -> Path:
                 [100 * value for value in values], [place] * len(values), "o", color=colour, alpha=0.45, markersize=4
             )
             found = spread(values)
-            _whisker(panel, place, found.mean, found.low, found.high)
-        low, high = panel.get_xlim()
-        panel.set_xlim(max(low, -2), min(high, 102))  # an interval of few seeds may reach beyond what there is
+            if found.count < LEAST:
+                _whisker(panel, place, found.mean)
+            else:  # an interval of few seeds may reach beyond what there is
+                _whisker(panel, place, found.mean, max(found.low, 0.0), min(found.high, 1.0))
     return save_png(panels, path)
 
 
 def plot_differences(grid: Grid, path: str | os.PathLike) -> Path:
     """One panel a metric: arm - base with the 95 % t interval."""
-    panels = _panels(grid, "points from the base, seed by seed; whisker: 95 % t interval")
+    arms = [arm for arm in grid.arms if arm != grid.plan.base]
+    panels = _panels(grid, arms, "points from the base, seed by seed; whisker: 95 % t interval")
     for panel, metric in zip(panels.axes, grid.plan.ranked, strict=True):
         panel.axvline(0, color="black", linewidth=0.8)
-        for place, arm in enumerate(grid.arms):
-            difference = None if arm == grid.plan.base else grid.difference(arm, grid.plan.base, metric)
+        for place, arm in enumerate(arms):
+            difference = grid.difference(arm, grid.plan.base, metric)
             if difference is not None:
                 _whisker(panel, place, difference.mean, difference.low, difference.high)
     return save_png(panels, path)
 
 
-def _panels(grid: Grid, note: str):
-    """An empty panel for each metric, a line in it for each arm that has been begun."""
+def _panels(grid: Grid, arms: Sequence[str], note: str):
+    """An empty panel for each metric, a line in it for each arm."""
     metrics = grid.plan.ranked
-    arms = [arm + f" ({grid.diverged(arm)} diverged)" * bool(grid.diverged(arm)) for arm in grid.arms]
+    labels = [arm + f" ({grid.diverged(arm)} diverged)" * bool(grid.diverged(arm)) for arm in arms]
     columns = min(COLUMNS, len(metrics))
     rows = math.ceil(len(metrics) / columns)
     figure = canvas(1.8 + 2.8 * columns, (1.1 + LINE * len(arms)) * rows)
@@ -62,8 +65,8 @@ def _panels(grid: Grid, note: str):
     for unused in axes[len(metrics) :]:
         unused.remove()
     for panel, metric in zip(axes, metrics, strict=False):
-        panel.set_title(heading(metric), fontsize=9, loc="left")
-        panel.set_yticks(range(len(arms)), arms, fontsize=8)
+        panel.set_title(grid.plan.title(metric), fontsize=9, loc="left")
+        panel.set_yticks(range(len(arms)), labels, fontsize=8)
         panel.set_ylim(len(arms) - 0.5, -0.5)
         panel.tick_params(labelsize=8)
         panel.grid(axis="x", alpha=0.25)
@@ -72,7 +75,7 @@ def _panels(grid: Grid, note: str):
     return figure
 
 
-def _whisker(panel: "Axes", place: int, mean: float, low: float | None, high: float | None) -> None:
+def _whisker(panel: "Axes", place: int, mean: float, low: float | None = None, high: float | None = None) -> None:
     if low is not None:
         panel.plot([100 * low, 100 * high], [place, place], color="black", linewidth=1.2)
     panel.plot([100 * mean], [place], "|", color="black", markersize=11, markeredgewidth=1.8)

@@ -9,26 +9,29 @@ from typing import Any
 from crossvit.metrics import Difference, first_step_at, median_step, share_at_least, spread
 from crossvit.report.atomic import write_atomically
 from crossvit.report.cells import NOT_MEASURED, percent
-from crossvit.report.study import TOLERANCE, Grid, Than
+from crossvit.report.study import LEAST, TOLERANCE, Grid, Than
 from crossvit.report.study_plots import plot_differences, plot_levels
-from crossvit.report.table import heading
 
 LEGEND = """\
 In percent; mean ± standard deviation over seeds (least seed). Differences are taken seed by seed, in points, with the 95 % t interval of
 their mean. p: paired t test; Holm: the same corrected within the arm's family, those of its arms that are not there yet included; flips:
 exact sign-flip test, which n seeds cannot bring below 2/2^n. A verdict goes by the interval beside it, which holds for all comparisons of
-its claim together (Bonferroni): "supported" or "refuted" where it lies on one side of 0 (or of what is tolerated), else "undecided"; it
-needs three seeds. Verdicts are at the arms' own lengths: what an arm cost, and what a base does with as much, stands in the tables before.
+its claim together (Bonferroni): "supported" or "refuted" where it lies on one side of 0 (or of what is tolerated), else "undecided". The
+two corrections answer two questions: does any arm of the family differ from the base, and does this claim hold. Below three seeds there is
+a mean and nothing else. Verdicts are at the arms' own lengths: what an arm cost, and what a base does with as much, stands in the tables
+before. Steps to the goal: of the figure that the stage watches in validation, true/false at a threshold of 0.
 """
 
 
 def write_report(grid: Grid, directory: Path) -> Path:
-    """Writes report.md, levels.png and differences.png into the study's directory and returns the first."""
+    """Writes report.md with levels.png and, where there is more than the base, differences.png; returns the first."""
     text = to_markdown(grid)
     if grid.cells:
         plot_levels(grid, directory / "levels.png")
+        text += "\n![Levels](levels.png)\n"
+    if set(grid.arms) - {grid.plan.base}:
         plot_differences(grid, directory / "differences.png")
-        text += "\n![Levels](levels.png)\n\n![Differences](differences.png)\n"
+        text += "\n![Differences](differences.png)\n"
     path = directory / "report.md"
     write_atomically(path, text.encode())
     return path
@@ -39,7 +42,9 @@ def to_markdown(grid: Grid) -> str:
     plan = grid.plan
     parts = [f"# Study: {plan.name}\n", _standing(grid)]
     for metric in plan.ranked:
-        parts.append(f"\n## {heading(metric)}, equal steps\n\n{_context(grid, metric)}\n\n{equal_steps(grid, metric)}")
+        parts.append(
+            f"\n## {plan.title(metric)}, equal steps\n\n{_context(grid, metric)}\n\n{equal_steps(grid, metric)}"
+        )
         parts += [f"\n{doubt}\n" for doubt in _doubts(grid, metric)]
     parts.append(f"\n## Equal compute\n\n{_compute_note(grid)}\n\n{equal_compute(grid)}")
     parts.append(f"\n## Claims\n\n{claims(grid)}\n{LEGEND}")
@@ -82,13 +87,15 @@ def equal_compute(grid: Grid) -> str:
         if arm in plan.longer:
             continue
         other = grid.matched(arm)
-        found = [NOT_MEASURED, *[""] * (len(plan.metrics) + 1)]
+        found = [NOT_MEASURED, *[""] * (len(plan.metrics) + 2)]
         if other:
             differences = [grid.difference(arm, other, metric) for metric in plan.ranked]
-            found = [other, f"{grid.spent_by(other, arm):.2f}", *map(effect, differences)]
+            seeds = max((one.count for one in differences if one is not None), default=0)
+            found = [other, str(seeds), f"{grid.spent_by(other, arm):.2f}", *map(effect, differences)]
         lines.append([arm + _diverged(grid, arm, other), count(grid.chain_passes(arm)), *found])
     return table(
-        ["arm", "pair-passes of the chain", "base", "spent by it / by the arm", *map(heading, plan.ranked)], lines
+        ["arm", "pair-passes of the chain", "base", "seeds", "spent by it / by the arm", *map(plan.title, plan.ranked)],
+        lines,
     )
 
 
@@ -105,7 +112,7 @@ def claims(grid: Grid) -> str:
             expected, margin = evidence["expected"], evidence.get("margin", 0)
             worse = {"higher": "lower", "lower": "higher"}[expected]
             asked = f"no more than {percent(margin)} {worse}" if margin else expected
-            question = f"{arm} {asked} than {_named(than)} in {heading(metric)}"
+            question = f"{arm} {asked} than {_named(grid, than)} in {grid.plan.title(metric)}"
             difference = grid.difference(arm, than, metric, confidence)
             lost = _diverged(grid, arm, than)
             found = "" if difference is None else f"{effect(difference)} (seeds: {difference.count})"
@@ -114,9 +121,9 @@ def claims(grid: Grid) -> str:
     return table(["claim", "says", "tested as", "difference", "verdict"], lines)
 
 
-def _named(than: Than) -> str:
+def _named(grid: Grid, than: Than) -> str:
     if isinstance(than, Mapping):
-        return heading(than["metric"])
+        return grid.plan.title(than["metric"])
     return than if isinstance(than, str) else percent(than)
 
 
@@ -130,8 +137,8 @@ def verdict(difference: Difference | None, expected: str, margin: float = 0) -> 
     """By the interval of the difference, in words. margin: a difference against expectation that is tolerated."""
     if difference is None:
         return NOT_MEASURED
-    if difference.count < 3:
-        return "undecided: fewer than three seeds"
+    if difference.count < LEAST:
+        return f"undecided: fewer than {LEAST} seeds"
     low, high = (difference.low, difference.high) if expected == "higher" else (-difference.high, -difference.low)
     if low <= -margin <= high:
         return "undecided"
@@ -211,6 +218,12 @@ def _standing(grid: Grid) -> str:
     further = [f"{arm}-seed{seed}: {' '.join(given)}" for (arm, seed), given in commands.items() if given]
     if further:
         lines.append(f"**Run with further overrides:** {'; '.join(further)}.")
+    if anew := grid.trained_anew():
+        told = "; ".join(f"{arm} {' '.join(map(str, seeds))}" for arm, seeds in anew.items())
+        lines.append(
+            f"**Not from the base's own weights:** {told}. The stages before the last were trained anew there (another machine or store), "
+            "so these seeds pair with the base's in name only, and their intervals are wider than they would be."
+        )
     failed = {key: cell["failed"] for key, cell in grid.all.items() if "failed" in cell}
     lines += [f"**Diverged:** {arm}-seed{seed}: {reason}" for (arm, seed), reason in failed.items()]
     return "\n".join([*lines, *_code(grid)]) + "\n"

@@ -8,6 +8,7 @@ import torch
 from crossvit.errors import UserError
 from crossvit.evaluation.subject import Subject
 from crossvit.evaluation.verification import Verification
+from crossvit.metrics import estimate
 from tests.small import cross_vit, pairs
 
 BATCH = pairs(range(4), label=[0, 1, 1, 1])
@@ -94,34 +95,55 @@ def test_statements_about_one_picture_are_no_cases_of_their_own(monkeypatch):
     assert widths[1] > 1.3 * widths[0]
 
 
-def blind(batches, sentences, task="nlvr") -> dict[str, float]:
+def blind(batches, sentences, task="nlvr") -> dict:
     data = SimpleNamespace(
         pair_loader=lambda _: batches, normalize=lambda image: image, sentences=lambda _: sentences.numpy()
     )
     subject = Subject(cross_vit(), frozenset({"fusion", "itm"}), torch.device("cpu"))
     found = Verification(data, task=task, blind="folds")(subject)
-    return {m.task: m.estimate.value for m in found if "blind" in m.task}
+    return {m.task: m.estimate for m in found if "blind" in m.task}
+
+
+def told_by_a_word(sentence: torch.Tensor, text: torch.Tensor) -> list:
+    """Two batches of 40 statements about 40 pictures that say nothing; each of the eight sentences has its own word and its own label."""
+    batch = pairs(range(40), label=(sentence % 2).tolist())
+    tokens = (10 + sentence)[:, None].expand_as(batch.tokens)
+    batch = batch._replace(tokens=tokens, text_id=text, image=torch.zeros_like(batch.image))
+    parts = (slice(25), slice(25, 40))
+    return [type(batch)(*(None if column is None else column[rows] for column in batch)) for rows in parts]
 
 
 def test_without_a_training_split_the_blind_baselines_are_fitted_on_the_rest_of_the_test():
-    """A word gives the label away, so the text-only baseline is right of statements that it was not fitted on; the pictures say nothing."""
-    label = torch.arange(40) % 2
-    batch = pairs(range(40), label=label.tolist())
-    tokens = batch.tokens.clone()
-    tokens[:, 1] = 10 + label
-    batch = batch._replace(tokens=tokens, text_id=torch.arange(40), image=torch.zeros_like(batch.image))
-    halves = [
-        type(batch)(*(None if part is None else part[rows] for part in batch)) for rows in (slice(25), slice(25, 40))
-    ]
-    found = blind(halves, torch.arange(40))
-    assert found == {"nlvr_blind_text": pytest.approx(1, abs=0.1), "nlvr_blind_image": pytest.approx(0.5, abs=0.2)}
-    # one sentence a label: the word that gives the label away is never seen in fitting
-    assert blind(halves, label)["nlvr_blind_text"] < 0.6
-    assert set(blind(halves, torch.arange(40), "vlr")) == {"blind_text", "blind_image"}
+    rows, sentence = torch.arange(40), torch.arange(40) // 5
+    leaking = blind(
+        told_by_a_word(sentence, rows), rows
+    )  # as if all statements were different: each word has been seen in training
+    assert {task: found.value for task, found in leaking.items()} == {"nlvr_blind_text": 1.0, "nlvr_blind_image": 0.5}
+    assert blind(told_by_a_word(sentence, rows), sentence)["nlvr_blind_text"].value < 0.6
+    assert blind(told_by_a_word(sentence, sentence), rows)["nlvr_blind_text"].value < 0.6
+    assert set(blind(told_by_a_word(sentence, rows), rows, "vlr")) == {"blind_text", "blind_image"}
+
+
+def test_the_answers_to_one_text_are_no_cases_of_their_own():
+    sentence = torch.arange(40) // 5
+    alike = blind(told_by_a_word(sentence, sentence), sentence)["nlvr_blind_text"]
+    apart = estimate(torch.cat([torch.ones(round(40 * alike.value)), torch.zeros(40 - round(40 * alike.value))]))
+    assert alike.high - alike.low > 1.3 * (apart.high - apart.low)
 
 
 def test_folds_of_statements_that_all_hold_together_and_other_words():
-    with pytest.raises(UserError, match="every two statements share"):
+    with pytest.raises(UserError, match="hold together by text, sentence or picture"):
         blind([pairs([0] * 4, range(4), label=[0, 1, 0, 1])], torch.arange(4))
     with pytest.raises(UserError, match="blind=fold: true, false, or folds"):
         Verification(Data(), blind="fold")
+
+
+def test_with_consistency_the_statements_of_one_sentence_are_one_case(monkeypatch):
+    batch = pairs(range(8), label=[1] * 8)
+    logits = torch.tensor([[0.0, 1.0]] * 4 + [[1.0, 0.0]] * 4)  # right of the first sentence, wrong of the second
+    monkeypatch.setattr("crossvit.evaluation.verification.pair_logits", lambda *_, **__: logits)
+    subject = Subject(cross_vit(), frozenset({"fusion", "itm"}), torch.device("cpu"))
+    sentences = (torch.arange(8) // 4).numpy()
+    data = SimpleNamespace(pair_loader=lambda _: [batch], normalize=lambda image: image, sentences=lambda _: sentences)
+    (plain, *_), (grouped, *_) = Verification(data)(subject), Verification(data, groups=True)(subject)
+    assert grouped.estimate.high - grouped.estimate.low > 1.3 * (plain.estimate.high - plain.estimate.low)

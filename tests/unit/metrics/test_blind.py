@@ -93,8 +93,21 @@ def test_folds_part_no_sentence_and_no_picture():
     sentence = torch.tensor([5, 5, 9, 7, 7, 8, 3, 2])
     picture = torch.tensor([0, 1, 1, 2, 3, 4, 5, 5])
     # 0-1-2 by the sentence 5 and the picture 1; 3-4 by the sentence 7; 5 alone; 6-7 by the picture 5
-    assert folds(sentence, picture, count=4).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
-    assert folds(sentence, picture, count=2).tolist() == [0, 0, 0, 1, 1, 0, 1, 1]
+    assert folds(sentence, picture, count=4).tolist() == [0, 0, 0, 1, 1, 3, 2, 2]
+    assert folds(sentence, picture, count=2).tolist() == [0, 0, 0, 1, 1, 0, 1, 1]  # four rows each
     chain = torch.arange(10)  # each row is held to the next one by a key, in turn
     assert folds(chain // 2, (chain + 1) // 2).tolist() == [0] * 10
-    assert sorted(folds(torch.arange(7)).tolist()) == [0, 0, 1, 1, 2, 3, 4]
+
+
+def test_folds_are_as_equal_as_they_can_be():
+    assert folds(torch.arange(7)).bincount().tolist() == [2, 2, 1, 1, 1]
+    sizes = torch.tensor([1, 1, 6, 1, 3, 2, 2, 1, 3])
+    assert sorted(folds(torch.arange(9).repeat_interleave(sizes)).bincount().tolist()) == [3, 3, 4, 4, 6]
+
+
+def test_where_training_knows_one_answer_alone_it_is_given():
+    tokens, mask = captions(40, 0)
+    found = text_only_logits(tokens, mask, torch.zeros(40, dtype=torch.long), *captions(10, 1))
+    assert verification_accuracy(found, torch.zeros(10)).mean() == 1
+    found = text_only_logits(tokens, mask, torch.ones(40, dtype=torch.long), *captions(10, 1))
+    assert verification_accuracy(found, torch.zeros(10)).mean() == 0

@@ -18,6 +18,7 @@ PLAN = Plan(
     longer=["base", "twice"],
     primary="vlr",
     metrics={"vlr": ["vlr/Acc@1"], "both": ["vlr/Acc@1", "vqcmi/text->image/Acc@1"]},
+    titles={"vlr": "VLR true/false"},
     escaped=0.9,
     goal=0.8,
     families={"fusion": ["late", "dear"], "compute": ["twice"]},
@@ -47,11 +48,16 @@ def row(task, direction, metric, value, candidates=2, chance=0.5):
     }  # fmt: skip
 
 
+def stage(fingerprint: str, seconds: float) -> dict:
+    return {"fingerprint": fingerprint, "git_commit": "0123", "steps": 100, "seconds": seconds}
+
+
 def cell(arm: str, seed: int, value: float, **changed) -> dict:
     return {
         "arm": arm,
         "seed": seed,
         "settings": arm,
+        "stages": [stage("coco", 0.5), stage(arm, 1.0)],
         "git_commit": "0123456789abcdef+",
         "command": f"crossvit study study=made arm={arm} seed={seed}",
         "steps": 100,
@@ -128,9 +134,9 @@ def test_equal_compute_takes_the_shortest_base_that_spent_as_much():
     assert grid(values).matched("late") == "base"
     assert grid(values).matched("dear") == "twice"
     text = equal_compute(grid(values))
-    assert "| late | 110 | base | 1.36 | -20.0 [-25.0, -15.0] |" in text
-    assert "| dear | 240 | twice | 1.04 | +1.0 [+1.0, +1.0] |" in text
-    assert len(text.splitlines()[2].split(" | ")) == 4 + len(PLAN.metrics)
+    assert "| late | 110 | base | 3 | 1.36 | -20.0 [-25.0, -15.0] |" in text
+    assert "| dear | 240 | twice | 3 | 1.04 | +1.0 [+1.0, +1.0] |" in text
+    assert len(text.splitlines()[2].split(" | ")) == 5 + len(PLAN.metrics)
     assert "dear" not in equal_compute(grid())
 
 
@@ -181,7 +187,7 @@ def test_verdict():
     difference = grid().difference("late", "base", "vlr")
     assert [verdict(difference, word) for word in ("lower", "higher")] == ["supported", "refuted"]
     assert verdict(difference._replace(low=-0.1, high=0.1), "lower") == "undecided"
-    assert verdict(difference._replace(count=2), "lower") == "undecided: fewer than three seeds"
+    assert verdict(difference._replace(count=2), "lower") == "undecided: fewer than 3 seeds"
     assert verdict(None, "lower") == "not measured yet"
 
 
@@ -324,6 +330,45 @@ def test_files(tmp_path):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_two_seeds_have_a_mean_and_nothing_else(monkeypatch):
+    two = {arm: {seed: value for seed, value in seeds.items() if seed < 2} for arm, seeds in VALUES.items()}
+    found = grid(two).difference("late", "base", "vlr")
+    assert (found.mean, found.low, found.high, found.p, found.count) == (pytest.approx(-0.19), None, None, None, 2)
+    assert grid(two).corrected("vlr") == {}
+    assert grid().difference("late", "base", "vlr").low is not None
+    assert "| late | 2 of 3 | 66.0 ± 5.7 (62.0) | -19.0 |  |  | 0.500 |" in equal_steps(grid(two), "vlr")
+    assert "| late | 110 | base | 2 | 1.36 | -19.0 |" in equal_compute(grid(two))
+    figures = []
+    monkeypatch.setattr("crossvit.report.study_plots.save_png", lambda found, path: figures.append(found))
+    for plot in (plot_levels, plot_differences):
+        plot(grid(two), "unused")
+    lines = [line for figure in figures for line in figure.axes[0].lines]
+    assert not [line for line in lines if line.get_linewidth() == 1.2 and line.get_linestyle() == "-"]  # no whisker
+
+
+def test_seeds_that_did_not_start_from_the_bases_weights_are_named():
+    cells = {(arm, seed): cell(arm, seed, 0.5) for arm in ("base", "late", "twice") for seed in (0, 1)}
+    assert Grid(PLAN, cells).trained_anew() == {}
+    assert "own weights" not in to_markdown(Grid(PLAN, cells))
+    cells["late", 1]["stages"][0] = stage("coco", 0.7)  # the same settings, trained another time
+    cells["twice", 0]["stages"][0] = stage("coco of its own", 0.7)  # what the arm changes
+    cells["twice", 1]["stages"][-1] = stage("twice", 9.0)  # the last stage is every arm's own
+    assert Grid(PLAN, cells).trained_anew() == {"late": [1]}
+    assert "**Not from the base's own weights:** late 1." in to_markdown(Grid(PLAN, cells))
+    del cells["base", 1]
+    assert Grid(PLAN, cells).trained_anew() == {}
+
+
+def test_of_the_base_alone_there_are_no_differences_to_draw(tmp_path):
+    text = write_report(grid({"base": VALUES["base"]}), tmp_path).read_text()
+    assert (tmp_path / "levels.png").is_file() and not (tmp_path / "differences.png").exists()
+    assert "differences.png" not in text
+
+
+def test_a_metric_without_a_title_goes_by_its_name():
+    assert (PLAN.title("vlr"), PLAN.title("both")) == ("VLR true/false", "both")
+
+
 def test_the_pictures_have_a_line_for_each_arm_that_has_been_begun(monkeypatch):
     figures = []
     monkeypatch.setattr("crossvit.report.study_plots.save_png", lambda found, path: figures.append(found))
@@ -331,13 +376,14 @@ def test_the_pictures_have_a_line_for_each_arm_that_has_been_begun(monkeypatch):
     for plot in (plot_levels, plot_differences):
         plot(grid(plan=many), "unused")
     assert [len(found.axes) for found in figures] == [5, 5]  # in two rows, without the panels that are left over
-    for found in figures:
-        assert [label.get_text() for label in found.axes[0].get_yticklabels()] == ["base", "late", "twice"]  # not dear
+    for found, arms in zip(figures, (["base", "late", "twice"], ["late", "twice"]), strict=True):  # not dear
+        assert [label.get_text() for label in found.axes[0].get_yticklabels()] == arms
     levels, differences = (found.axes[0] for found in figures)
     assert [list(line.get_xdata()) for line in levels.lines if line.get_marker() == "o"] == [
         pytest.approx([100 * value for value in seeds.values()]) for seeds in VALUES.values()
     ]
-    assert levels.get_xlim()[0] >= -2 and levels.get_xlim()[1] <= 102
+    whisker = next(line.get_xdata() for line in levels.lines if list(line.get_ydata()) == [0, 0])
+    assert whisker[1] == 100  # that of base would end at 106
     late = sum(VALUES["late"][k] - VALUES["base"][k] for k in range(3)) / 3
     means = [line.get_xdata()[0] for line in differences.lines if line.get_marker() == "|"]
     assert means[0] == pytest.approx(100 * late) and len(means) == 2

@@ -33,6 +33,7 @@ def plot_reliability(tasks: Mapping[str, Mapping[str, Sequence["Bin"]]], path: s
             x, y = ([100 * getattr(one, axis) for one in bins] for axis in ("probability", "share"))
             panel.plot(x, y, marker="o", markersize=3, color=colours[row], label=row)
         panel.set_title(heading(task), fontsize=8)
+        panel.set(xlim=(0, 100), ylim=(0, 100))
         panel.set_xlabel("p(match), percent; mean of each bin", fontsize=8)
         panel.set_ylabel("of them true, percent", fontsize=8)
         panel.legend(fontsize=7)

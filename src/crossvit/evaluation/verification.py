@@ -37,15 +37,15 @@ class Answers(NamedTuple):
 
 class Sides(NamedTuple):
     """What each side of n statements gives by itself: tokens and mask (n, M), downsampled pixels (n, D) and labels (n,); and which text,
-    sentence and picture (or pair of pictures) they are, (n,) each."""
+    picture (or pair of pictures) and sample they are, (n,) each."""
 
     tokens: Tensor
     mask: Tensor
     pixels: Tensor
     label: Tensor
     text: Tensor
-    sentence: Tensor
     picture: Tensor
+    index: Tensor
 
     def where(self, rows: Tensor) -> "Sides":
         return Sides(*(column[rows] for column in self))
@@ -90,7 +90,7 @@ class Verification:
         if (test := self._answers(subject, self.split)) is None:
             return []
         right = verification_accuracy(test.score, test.label)
-        sentence = torch.from_numpy(self.data.sentences(self.split))[test.index] if self.groups else None
+        sentence = self._sentences(test.index) if self.groups else None
         cluster = test.picture if sentence is None else sentence
         found = [self._figure("Acc@1", estimate(right, cluster))]
         if self.fit_split is not None and (fit := self._answers(subject, self.fit_split)) is not None:
@@ -102,6 +102,9 @@ class Verification:
             whole = estimate(consistency(right, sentence))
             found.append(self._figure("consistency", whole, consistency_chance(sentence)))
         return found + (self._baselines() if self.blind else [])
+
+    def _sentences(self, index: Tensor) -> Tensor:
+        return torch.from_numpy(self.data.sentences(self.split))[index]
 
     def _figure(self, metric: str, value: Estimate, chance: float = 0.5) -> Measurement:
         return Measurement(self.task, None, metric, value, 2, chance)
@@ -138,7 +141,7 @@ class Verification:
         if self.blind != "folds":
             yield self._sides("train"), test
             return
-        part = folds(test.text, test.sentence, test.picture)
+        part = folds(test.text, self._sentences(test.index), test.picture)
         if not part.any():
             raise UserError(
                 "blind=folds: the statements hold together by text, sentence or picture; there is no rest to fit on"
@@ -154,17 +157,15 @@ class Verification:
             batches.append(batch._replace(image=batch.image.new_empty(0)))
         longest = max(batch.tokens.shape[1] for batch in batches)
         pad = torch.nn.functional.pad
-        text, picture, index, label = (
-            torch.cat([getattr(batch, name) for batch in batches]) for name in ("text_id", "image_id", "index", "label")
+        label, *which = (
+            torch.cat([getattr(batch, name) for batch in batches]) for name in ("label", "text_id", "image_id", "index")
         )
         return Sides(
             torch.cat([pad(batch.tokens, (0, longest - batch.tokens.shape[1])) for batch in batches]),
             torch.cat([pad(batch.token_mask, (0, longest - batch.tokens.shape[1])) for batch in batches]),
             torch.cat(small),
             label,
-            text,
-            torch.from_numpy(self.data.sentences(split))[index],
-            picture,
+            *which,
         )
 
 

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from crossvit.metrics import spread
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 LINE = 0.26  # height of an arm in inches
 COLUMNS = 4  # panels side by side
+TITLE = 34  # letters in a line of a panel's title
 
 
 def plot_levels(grid: Grid, path: str | os.PathLike) -> Path:
@@ -65,7 +67,7 @@ def _panels(grid: Grid, arms: Sequence[str], note: str):
     for unused in axes[len(metrics) :]:
         unused.remove()
     for panel, metric in zip(axes, metrics, strict=False):
-        panel.set_title(grid.plan.title(metric), fontsize=9, loc="left")
+        panel.set_title(fill(grid.plan.title(metric), TITLE), fontsize=9, loc="left")
         panel.set_yticks(range(len(arms)), labels, fontsize=8)
         panel.set_ylim(len(arms) - 0.5, -0.5)
         panel.tick_params(labelsize=8)

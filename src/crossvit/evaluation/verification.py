@@ -130,7 +130,9 @@ class Verification:
             for side, logits, same in (("text", text, test.text), ("image", image, test.picture)):
                 right[side].append(verification_accuracy(logits, test.label))
                 clusters[side].append(same)
-        name = "blind" if self.task == "vlr" else f"{self.task}_blind"
+        name = (
+            "blind" if self.task == "vlr" else f"{self.task}_blind"
+        )  # those of stage 3's own task came first, without its name
         return [
             Measurement(f"{name}_{side}", None, "Acc@1", estimate(torch.cat(right[side]), torch.cat(same)), 2, 0.5)
             for side, same in clusters.items()

@@ -41,9 +41,12 @@ class Plan:
 
     @classmethod
     def of(cls, study: Mapping[str, Any]) -> "Plan":
-        """From the node `study` of a config, without the metrics that are null."""
+        """From the node `study` of a config, without the metrics that are null. Raises UserError where a title is of no metric."""
+        for name in study["titles"] or {}:
+            if name not in (study["metrics"] or {}):
+                raise UserError(f"study.titles.{name}: there is no such metric in study.metrics")
         metrics = {name: figures for name, figures in (study["metrics"] or {}).items() if figures is not None}
-        return cls(**{**study, "metrics": metrics})
+        return cls(**{**study, "metrics": metrics, "titles": study["titles"] or {}})
 
     @property
     def ranked(self) -> list[str]:

@@ -12,6 +12,7 @@ from crossvit.report.cells import NOT_MEASURED, percent
 from crossvit.report.study import LEAST, TOLERANCE, Grid, Than
 from crossvit.report.study_plots import plot_differences, plot_levels
 
+NO_FIGURE = "no figure"  # of an arm that has been begun: it has no such head, or has always diverged
 LEGEND = """\
 In percent; mean ± standard deviation over seeds (least seed). Differences are taken seed by seed, in points, with the 95 % t interval of
 their mean. p: paired t test; Holm: the same corrected within the arm's family, those of its arms that are not there yet included; flips:
@@ -66,8 +67,8 @@ def equal_steps(grid: Grid, metric: str) -> str:
             [
                 arm,
                 f"{len(values)} of {len(plan.seeds)}" + f", {diverged} diverged" * bool(diverged),
-                level(values),
-                "" if arm == plan.base else effect(difference),
+                level(values) if values else NO_FIGURE,
+                "" if arm == plan.base or not values else effect(difference),
                 p_value(difference.p if difference else None),
                 p_value(adjusted.get(arm)),
                 p_value(difference.sign_flip if difference else None),

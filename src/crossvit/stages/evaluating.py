@@ -100,13 +100,13 @@ def evaluate_stages(
 def reliability_curves(stages: Sequence[StoredStage], cells: Sequence[Cell]) -> dict[str, dict[str, list[Bin]]]:
     """{task: {row: bins}} of the calibrated tasks among `cells`, which `evaluate_stages` has measured of these stages."""
     curves: dict[str, dict[str, list[Bin]]] = {}
-    measured = {(cell.row, cell.task) for cell in cells}
     for stored in stages:
         row = row_label(stored)
-        for file in sorted((stored.path / "evaluations").glob(f"{RELIABILITY}*.json")):
-            for task, bins in json.loads(file.read_text()).items():
-                if (row, task) in measured:
-                    curves.setdefault(task, {})[row] = [Bin(*one) for one in bins]
+        calibrated = [cell.task for cell in cells if cell.row == row and cell.metric == "ECE"]
+        for name in dict.fromkeys(task.removesuffix("_fused") for task in calibrated):
+            kept = json.loads((stored.path / "evaluations" / f"{RELIABILITY}{name}.json").read_text())
+            for task, bins in kept.items():
+                curves.setdefault(task, {})[row] = [Bin(*one) for one in bins]
     return curves
 
 

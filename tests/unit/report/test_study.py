@@ -249,7 +249,7 @@ def test_an_arm_that_has_always_diverged_is_no_arm_that_is_lacking():
     found = Grid(PLAN, cells)
     assert found.complete
     text = to_markdown(found)
-    assert "not begun" not in text and "| dear | 0 of 3, 3 diverged | not measured yet |" in text
+    assert "not begun" not in text and "| dear | 0 of 3, 3 diverged | no figure |" in text
     assert "The seeds of dear were run with different settings" in text
     assert speed(found, "dear") == "> 0 (3 of 3 never)"
 
@@ -363,6 +363,21 @@ def test_of_the_base_alone_there_are_no_differences_to_draw(tmp_path):
     text = write_report(grid({"base": VALUES["base"]}), tmp_path).read_text()
     assert (tmp_path / "levels.png").is_file() and not (tmp_path / "differences.png").exists()
     assert "differences.png" not in text
+
+
+def test_a_title_of_no_metric_is_named():
+    node = {name: getattr(PLAN, name) for name in PLAN.__dataclass_fields__}
+    assert Plan.of(node) == PLAN
+    assert Plan.of(node | {"metrics": {**PLAN.metrics, "vlr": None}, "titles": {"vlr": "of one that is left out"}})
+    with pytest.raises(UserError, match=r"study.titles.vrl: there is no such metric"):
+        Plan.of(node | {"titles": {"vrl": "VLR true/false"}})
+
+
+def test_an_arm_that_cannot_have_a_figure_is_not_one_that_lacks_it():
+    cells = {(arm, seed): cell(arm, seed, 0.5) for arm in ("base", "late") for seed in (0, 1, 2)}
+    for seed in (0, 1, 2):
+        cells["late", seed]["table"] = []
+    assert "| late | 0 of 3 | no figure |  |  |  |  |" in equal_steps(Grid(PLAN, cells), "vlr")
 
 
 def test_a_metric_without_a_title_goes_by_its_name():

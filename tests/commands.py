@@ -1,5 +1,6 @@
 """`crossvit` as a user runs it, in a process of its own."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def _command(arguments: list[str], variables: dict[str, str], directory: str, lo
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(directory)
+    multiprocessing.set_start_method(None, force=True)  # that of the command line, for the data workers
     torch.set_num_threads(1)
     sys.argv = ["crossvit", *arguments]
     code = cli.main()

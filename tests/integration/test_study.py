@@ -1,5 +1,6 @@
 """The smoke study through the command line: its cells, a second run, a kill in its midst, the report alone."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -50,7 +51,11 @@ def test_its_cells_a_second_run_and_the_report(study, results, job, tmp_path):
         assert cell["monitor"] == "val/accuracy" and [step for step, _ in cell["validation"]] == [5]
         assert {"vlr", "twins_fused", "vqcmi"} <= {row["task"] for row in cell["table"]}
         assert {row["row"] for row in cell["table"]} == {arm}
+        for stage in cell["stages"]:
+            weights = tmp_path / "runs" / "stages" / stage["fingerprint"] / "weights.safetensors"
+            assert stage["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     report = (results / "report.md").read_text()
+    assert "own weights" not in report
     assert "2 of 2 cells: 2 arms x 1 seeds." in report
     for claim in ("R9", "R11", "R12", "R15", "R20", "R34", "R35"):
         assert f"| {claim} |" in report

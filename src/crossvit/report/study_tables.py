@@ -222,8 +222,8 @@ def _standing(grid: Grid) -> str:
     if anew := grid.trained_anew():
         told = "; ".join(f"{arm} {' '.join(map(str, seeds))}" for arm, seeds in anew.items())
         lines.append(
-            f"**Not from the base's own weights:** {told}. The stages before the last were trained anew there (another machine or store), "
-            "so these seeds pair with the base's in name only, and their intervals are wider than they would be."
+            f"**Not from the base's own weights:** {told}. The stages before the last were trained anew there and came out otherwise "
+            "(another processor), so these seeds pair with the base's in name only, and their intervals are wider than they would be."
         )
     failed = {key: cell["failed"] for key, cell in grid.all.items() if "failed" in cell}
     lines += [f"**Diverged:** {arm}-seed{seed}: {reason}" for (arm, seed), reason in failed.items()]

@@ -148,13 +148,14 @@ def _checks(stored: StoredStage, tasks: set[str]) -> dict[str, dict[str, bool]]:
 
 
 def _stage(name: str, stored: StoredStage) -> dict[str, Any]:
-    """What a stage has cost: over all its steps, as counted at its start; None where it was trained without counting."""
+    """What came out of a stage and what it has cost: over all its steps, as counted at its start; None where nothing was counted."""
     record = stored.provenance
     compute, steps = record.get("compute") or {}, record["steps"]
     per_step = {key: compute.get(f"{key}_per_step") for key in ("flops", "pair_passes")}
     return {
         "stage": name,
         "fingerprint": stored.fingerprint,
+        "weights": stored.digest,
         "git_commit": record["git_commit"],
         "steps": steps,
         "seconds": record["seconds"],

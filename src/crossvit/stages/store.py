@@ -47,6 +47,11 @@ class StoredStage:
         """The resolved config, yaml."""
         return self.path / CONFIG
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights' file: two stages with the same one have the same weights to the last bit."""
+        return json.loads((self.path / MARKER).read_text(encoding="utf-8"))[WEIGHTS]
+
 
 class StageClaim:
     """The right to train one stage, held by one process.

@@ -48,8 +48,8 @@ def row(task, direction, metric, value, candidates=2, chance=0.5):
     }  # fmt: skip
 
 
-def stage(fingerprint: str, seconds: float) -> dict:
-    return {"fingerprint": fingerprint, "git_commit": "0123", "steps": 100, "seconds": seconds}
+def stage(fingerprint: str, weights: str = "", steps: int = 100) -> dict:
+    return {"fingerprint": fingerprint, "weights": weights, "git_commit": "0123", "steps": steps}
 
 
 def cell(arm: str, seed: int, value: float, **changed) -> dict:
@@ -57,7 +57,7 @@ def cell(arm: str, seed: int, value: float, **changed) -> dict:
         "arm": arm,
         "seed": seed,
         "settings": arm,
-        "stages": [stage("coco", 0.5), stage(arm, 1.0)],
+        "stages": [stage("coco"), stage(arm)],
         "git_commit": "0123456789abcdef+",
         "command": f"crossvit study study=made arm={arm} seed={seed}",
         "steps": 100,
@@ -350,11 +350,15 @@ def test_seeds_that_did_not_start_from_the_bases_weights_are_named():
     cells = {(arm, seed): cell(arm, seed, 0.5) for arm in ("base", "late", "twice") for seed in (0, 1)}
     assert Grid(PLAN, cells).trained_anew() == {}
     assert "own weights" not in to_markdown(Grid(PLAN, cells))
-    cells["late", 1]["stages"][0] = stage("coco", 0.7)  # the same settings, trained another time
-    cells["twice", 0]["stages"][0] = stage("coco of its own", 0.7)  # what the arm changes
-    cells["twice", 1]["stages"][-1] = stage("twice", 9.0)  # the last stage is every arm's own
+    cells["late", 1]["stages"][0] = stage("coco", "other weights")  # the same settings, another outcome
+    cells["twice", 0]["stages"][0] = stage("coco of its own", "other weights")  # what the arm changes
+    cells["twice", 1]["stages"][-1] = stage("twice", "other weights")  # the last stage is every arm's own
     assert Grid(PLAN, cells).trained_anew() == {"late": [1]}
     assert "**Not from the base's own weights:** late 1." in to_markdown(Grid(PLAN, cells))
+    del cells["late", 1]["stages"][0]["weights"]  # a cell without digests
+    assert Grid(PLAN, cells).trained_anew() == {}
+    cells["late", 1]["stages"][0]["steps"] = 90
+    assert Grid(PLAN, cells).trained_anew() == {"late": [1]}
     del cells["base", 1]
     assert Grid(PLAN, cells).trained_anew() == {}
 

@@ -13,14 +13,17 @@ from crossvit.report.study import LEAST, TOLERANCE, Grid, Than
 from crossvit.report.study_plots import plot_differences, plot_levels
 
 NO_FIGURE = "no figure"  # of an arm that has been begun: it has no such head, or has always diverged
+OVERVIEW = (
+    "Mean ± standard deviation over seeds [the 95 % interval of the difference from the base, each for itself].\n"
+)
 LEGEND = """\
 In percent; mean ± standard deviation over seeds (least seed). Differences are taken seed by seed, in points, with the 95 % t interval of
 their mean. p: paired t test; Holm: the same corrected within the arm's family, those of its arms that are not there yet included; flips:
 exact sign-flip test, which n seeds cannot bring below 2/2^n. A verdict goes by the interval beside it, which holds for all comparisons of
 its claim together (Bonferroni): "supported" or "refuted" where it lies on one side of 0 (or of what is tolerated), else "undecided". The
 two corrections answer two questions: does any arm of the family differ from the base, and does this claim hold. Below three seeds there is
-a mean and nothing else. Verdicts are at the arms' own lengths: what an arm cost, and what a base does with as much, stands in the tables
-before. Steps to the goal: of the figure that the stage watches in validation, true/false at a threshold of 0.
+a mean and nothing else. Verdicts are at the arms' own lengths: what an arm cost, and what a base does with as much, stands under equal
+compute. Steps to the goal: of the figure that the stage watches in validation, true/false at a threshold of 0.
 """
 
 
@@ -42,14 +45,31 @@ def to_markdown(grid: Grid) -> str:
     """The whole report but for the pictures."""
     plan = grid.plan
     parts = [f"# Study: {plan.name}\n", _standing(grid)]
+    parts.append(f"\n## All metrics, equal steps\n\n{OVERVIEW}\n{overview(grid)}")
+    parts.append(f"\n## Claims\n\n{claims(grid)}")
     for metric in plan.ranked:
         parts.append(
             f"\n## {plan.title(metric)}, equal steps\n\n{_context(grid, metric)}\n\n{equal_steps(grid, metric)}"
         )
         parts += [f"\n{doubt}\n" for doubt in _doubts(grid, metric)]
-    parts.append(f"\n## Equal compute\n\n{_compute_note(grid)}\n\n{equal_compute(grid)}")
-    parts.append(f"\n## Claims\n\n{claims(grid)}\n{LEGEND}")
+    parts.append(f"\n## Equal compute\n\n{_compute_note(grid)}\n\n{equal_compute(grid)}\n{LEGEND}")
     return "".join(parts)
+
+
+def overview(grid: Grid) -> str:
+    """One line an arm that has been begun, one column a metric: level, and the interval of its difference from the base."""
+    plan = grid.plan
+    lines = []
+    for arm in grid.arms:
+        fields = []
+        for metric in plan.ranked:
+            values = list(grid.values(arm, metric).values())
+            difference = None if arm == plan.base else grid.difference(arm, plan.base, metric)
+            fields.append(
+                " ".join(filter(None, [level(values, least=False) if values else NO_FIGURE, interval(difference)]))
+            )
+        lines.append([arm + _diverged(grid, arm), str(len(grid.of(arm))), *fields, count(grid.passes(arm))])
+    return table(["arm", "seeds", *map(plan.title, plan.ranked), "pair-passes"], lines)
 
 
 def equal_steps(grid: Grid, metric: str) -> str:
@@ -146,24 +166,28 @@ def verdict(difference: Difference | None, expected: str, margin: float = 0) -> 
     return "supported" if low > -margin else "refuted"
 
 
-def level(values: Sequence[float]) -> str:
+def level(values: Sequence[float], least: bool = True) -> str:
     """`94.3 ± 1.2 (92.9)`."""
     if not values:
         return NOT_MEASURED
     found = spread(values)
-    return (
-        percent(found.mean)
-        if found.sd is None
-        else f"{percent(found.mean)} ± {percent(found.sd)} ({percent(found.least)})"
-    )
+    if found.sd is None:
+        return percent(found.mean)
+    return f"{percent(found.mean)} ± {percent(found.sd)}" + f" ({percent(found.least)})" * least
 
 
 def effect(difference: Difference | None) -> str:
     """`+1.2 [-0.3, +2.7]`, in points."""
     if difference is None:
         return NOT_MEASURED
-    text = f"{100 * difference.mean:+.1f}"
-    return text if difference.low is None else f"{text} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return " ".join(filter(None, [f"{100 * difference.mean:+.1f}", interval(difference)]))
+
+
+def interval(difference: Difference | None) -> str:
+    """`[-0.3, +2.7]`, in points; nothing where there is none."""
+    if difference is None or difference.low is None:
+        return ""
+    return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
 def speed(grid: Grid, arm: str) -> str:

@@ -8,7 +8,16 @@ import pytest
 from crossvit.errors import UserError
 from crossvit.report.study import Grid, Plan, cell_file, figure
 from crossvit.report.study_plots import plot_differences, plot_levels
-from crossvit.report.study_tables import claims, equal_compute, equal_steps, speed, to_markdown, verdict, write_report
+from crossvit.report.study_tables import (
+    claims,
+    equal_compute,
+    equal_steps,
+    overview,
+    speed,
+    to_markdown,
+    verdict,
+    write_report,
+)
 
 PLAN = Plan(
     name="made up",
@@ -118,6 +127,24 @@ def test_arms_that_are_not_there_yet_count_in_their_family():
     assert grid().corrected("vlr")["late"] == pytest.approx(2 * late)  # dear is to come
     alone = grid(plan=replace(PLAN, families={"fusion": ["late"]}))
     assert alone.corrected("vlr")["late"] == pytest.approx(late)
+
+
+def test_overview():
+    lines = overview(grid(VALUES | {"twice": {0: 0.95, 1: 0.93}})).splitlines()
+    assert lines[0] == "| arm | seeds | VLR true/false | both | pair-passes |"
+    assert lines[2] == "| base | 3 | 88.0 ± 7.2 | 66.0 ± 5.4 | 100 |"
+    difference = grid().difference("late", "base", "vlr")
+    low, high = (f"{100 * bound:+.1f}" for bound in (difference.low, difference.high))
+    assert lines[3].startswith(f"| late | 3 | 68.0 ± 5.3 [{low}, {high}] | 51.0 ± 4.0 [")
+    assert lines[4] == "| twice | 2 | 94.0 ± 1.4 | 70.5 ± 1.1 | 200 |"  # of two seeds no interval
+    cells = {("base", 0): cell("base", 0, 0.9), ("late", 0): cell("late", 0, 0.8, table=[])}
+    cells["twice", 0] = {
+        "failed": "the loss is NaN",
+        **{key: cells["base", 0][key] for key in ("settings", "git_commit")},
+    }
+    lines = overview(Grid(PLAN, cells)).splitlines()
+    assert lines[3] == "| late | 1 | no figure | no figure | 60 |"
+    assert lines[4] == "| twice (twice: 1 of 1 seeds diverged) | 0 | no figure | no figure |  |"
 
 
 def test_equal_steps():

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from crossvit.commands.report import grid_of
 from crossvit.config import compose

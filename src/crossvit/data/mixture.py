@@ -172,6 +172,7 @@ class MixtureDataModule(PairDataModule):
             Source(name, _make(name, entry["data"], shared, self.tokenizer), _weight(name, entry.get("weight")))
             for name, entry in given.items()
         ]
+        self.num_negatives = max(source.data.num_negatives for source in self.sources)
         if any(isinstance(source.data, StreamDataModule) for source in self.sources):
             raise UserError(
                 "data.sources: a mixture takes its samples from anywhere, a stream one shard after the other: use data=shards."

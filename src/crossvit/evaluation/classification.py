@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from crossvit.errors import UserError
 from crossvit.evaluation.subject import Measurement, Subject
 from crossvit.metrics import chance_at_k, classification_accuracy, estimate
 
@@ -24,6 +25,11 @@ class Classification:
         batches = subject.batches(self.data, self.data.image_loader(self.split))
         rows = [(subject.classifier(batch.image).float().cpu(), batch.label.cpu()) for batch in batches]
         logits, label = (torch.cat(column) for column in zip(*rows, strict=True))
+        if logits.shape[1] != len(self.data.classes):
+            raise UserError(
+                f"{self.task}: the stage's classifier knows {logits.shape[1]} classes, the data have {len(self.data.classes)}: test it on "
+                "those that it was trained on, or leave this entry of the suite out (null)"
+            )
         return class_accuracies(self.task, "image->class", logits, label)
 
 

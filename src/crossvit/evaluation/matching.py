@@ -1,5 +1,7 @@
 """Image-text matching as retrieval: which caption belongs to a picture, and which picture to a caption."""
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from crossvit.metrics import (
 )
 from crossvit.metrics.exact_dot import ExactDot
 from crossvit.metrics.pairs import PairScore
+
+log = logging.getLogger(__name__)
 
 
 class Matching:
@@ -46,6 +50,8 @@ class Matching:
         most = candidates if candidates is None else most_candidates(data, split)
         if candidates is not None and not 2 <= candidates <= most:
             raise UserError(f"candidates={candidates}: {split} has distractors for 2 to {most}; null takes all of it")
+        if isinstance(rerank, bool) or not isinstance(rerank, int) or rerank < 1:
+            raise UserError(f"rerank={rerank}: give how many of the first candidates are ordered anew, at least 1")
         self.rerank = rerank
         self.seed = seed
         self.splits = (split,)
@@ -74,6 +80,8 @@ class Matching:
 
     def _figures(self, task: str, direction: str, result: RetrievalResult) -> list[Measurement]:
         """Acc@k by any positive; R-precision, which wants all of them, where there are several; what the shortlist leaves to reach."""
+        for remark in result.remarks():
+            log.warning("%s, %s: %s", task, direction, remark)
         count = result.num_candidates
         found = [
             Measurement(task, direction, f"Acc@{k}", result.estimate(k), count, result.chance(k)) for k in (1, 5, 10)

@@ -23,10 +23,12 @@ STEP = 2.5  # the steps of an attack can cross the ball more than once: each is 
 
 
 class Outcome(NamedTuple):
-    """What an attack has left: the scores of the pairs, how much more true than false, and their labels, (n,) each, and the mean loss."""
+    """What an attack has left: the scores of the pairs, how much more true than false, their labels and pictures, (n,) each, and the mean
+    loss."""
 
     score: Tensor
     label: Tensor
+    picture: Tensor
     loss: float
 
     def right(self, threshold: float) -> Tensor:
@@ -75,6 +77,10 @@ class Robustness:
         self.fit_split = fit_split
         self.surrogate = surrogate
         self.splits = (split,) if fit_split in (None, split) else (split, fit_split)
+        for name in self.splits:
+            index = data.index(name)
+            if index.labels is None or index.labels.max() > 1 or index.rows.ndim > 1:
+                raise UserError(f"split={name}: an attack needs statements of one picture that are labelled 0 or 1")
 
     def __call__(self, subject: Subject) -> list[Measurement]:
         if not subject.scores_fused:
@@ -100,7 +106,8 @@ class Robustness:
         ]
         chance = {"eps 0": 0.5}  # under attack there is none
         return [
-            Measurement(task, None, name, estimate(one.right(threshold)), 2, chance.get(name)) for name, one in found
+            Measurement(task, None, name, estimate(one.right(threshold), one.picture), 2, chance.get(name))
+            for name, one in found
         ]
 
     @property
@@ -185,7 +192,7 @@ class Robustness:
         source: CrossViT | None = None,
         seed: int = 0,
     ) -> Outcome:
-        scores, labels, total = [], [], 0.0
+        scores, labels, pictures, total = [], [], [], 0.0
         for number, batch in enumerate(batches):
             uniform = partial(_uniform, [seed, number])
             state = pair_state(model, batch, uniform)
@@ -197,15 +204,16 @@ class Robustness:
             logits = answers.logits.double().cpu()
             scores.append(logits[:, 1] - logits[:, 0])
             labels.append(batch.label.cpu())
+            pictures.append(batch.image_id.cpu())
             total += float(answers.loss()) * len(batch.label)
-        return Outcome(torch.cat(scores), torch.cat(labels), total / sum(map(len, labels)))
+        return Outcome(torch.cat(scores), torch.cat(labels), torch.cat(pictures), total / sum(map(len, labels)))
 
 
 def _worst(starts: Sequence[Outcome]) -> Outcome:
     """Of each pair the start that has hurt most."""
-    scores, label = torch.stack([start.score for start in starts]), starts[0].label
-    worst = torch.where(label.bool(), scores.amin(dim=0), scores.amax(dim=0))
-    return Outcome(worst, label, max(start.loss for start in starts))
+    scores, first = torch.stack([start.score for start in starts]), starts[0]
+    worst = torch.where(first.label.bool(), scores.amin(dim=0), scores.amax(dim=0))
+    return first._replace(score=worst, loss=max(start.loss for start in starts))
 
 
 def _uniform(seed: list[int], n: int, stream: int = 0) -> Tensor:

@@ -84,6 +84,9 @@ class Verification:
         self.blind = blind
         self.groups = groups
         self.splits = tuple(dict.fromkeys(filter(None, (split, fit_split, "train" if blind is True else None))))
+        for name in self.splits:
+            if data.index(name).labels is None:
+                raise UserError(f"split={name}: true/false needs pairs with a label")
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:

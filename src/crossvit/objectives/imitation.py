@@ -123,8 +123,9 @@ class DistillationLoss(Term):
     """A momentum teacher's answers as soft targets (`distill`; momentum distillation, Li et al. 2021).
 
     Cross-entropy is linear in its target, so ALBEF's target a x teacher + (1 - a) x label is weight a here and weight 1 - a of the hard
-    term. Logged is the entropy of that target, in nats and without the ramp: what a control that only softens has to match. contrastive,
-    matching: which answers are imitated. ramp: steps over which the weight grows from 0.
+    term, where both have the same candidates: the teacher is asked about the batch, without generated captions and queue. Logged is the
+    entropy of that target, in nats and without the ramp: what a control that only softens has to match. contrastive, matching: which
+    answers are imitated. ramp: steps over which the weight grows from 0.
     """
 
     needs_teacher = True
@@ -202,6 +203,10 @@ class CrossDualLoss(Term):
             *(CONTRASTIVE if towers_learn else ()),
             *(("fusion", "itm") if fusion_learns else ()),
         )
+
+    def can_learn(self, labelled: bool, generated: bool) -> bool:
+        """Not where a true pair stands alone: a pair's label is no second candidate."""
+        return bool(self.hard_negatives) or (self.reads_negatives and generated)
 
     def forward(self, state: PairState) -> TermOutput:
         total = torch.zeros((), device=state.visual.device)

@@ -179,6 +179,10 @@ class MatchingLoss(Term):
         self.hard_negatives = hard_negatives
         self.reads_negatives = generated_negatives
 
+    def can_learn(self, labelled: bool, generated: bool) -> bool:
+        """Not where every pair is true."""
+        return labelled or bool(self.hard_negatives) or (self.reads_negatives and generated)
+
     def forward(self, state: PairState) -> TermOutput:
         matching = match(state, self.hard_negatives, self.reads_negatives)
         pairs, logits = matching.pairs, matching.logits

@@ -46,6 +46,10 @@ class Term(nn.Module):
             raise ValueError(f"weight must be >= 0, got {weight}")
         self.weight = weight
 
+    def can_learn(self, labelled: bool, generated: bool) -> bool:
+        """Whether this term has anything to tell apart where pairs have labels or not, and the data bring generated captions or not."""
+        return True
+
     def forward(self, state: "PairState") -> TermOutput:
         raise NotImplementedError
 

@@ -41,12 +41,14 @@ class Plan:
 
     @classmethod
     def of(cls, study: Mapping[str, Any]) -> "Plan":
-        """From the node `study` of a config, without the metrics that are null. Raises UserError where a title is of no metric."""
+        """From the node `study` of a config, without metrics and claims that are null. Raises UserError where a title is of no metric."""
         for name in study["titles"] or {}:
             if name not in (study["metrics"] or {}):
                 raise UserError(f"study.titles.{name}: there is no such metric in study.metrics")
         metrics = {name: figures for name, figures in (study["metrics"] or {}).items() if figures is not None}
-        return cls(**{**study, "metrics": metrics, "titles": study["titles"] or {}})
+        claims = {name: claim for name, claim in (study["claims"] or {}).items() if claim is not None}
+        given = {key: study[key] or {} for key in ("titles", "families")} | {"longer": study["longer"] or []}
+        return cls(**{**study, **given, "metrics": metrics, "claims": claims})
 
     @property
     def ranked(self) -> list[str]:
@@ -77,7 +79,7 @@ class Plan:
             unknown = [arm for arm in arms if arm not in self.arms]
             if unknown:
                 raise UserError(f"{key}: {unknown[0]!r} is not in study.arms")
-        compared = {f"study.claims.{name}": claim.get("evidence", ()) for name, claim in self.claims.items()}
+        compared = {f"study.claims.{name}": claim.get("evidence") or () for name, claim in self.claims.items()}
         named = [("study.arms", arm) for arm in self.arms]
         named += [(key, one.get(side)) for key, ones in compared.items() for one in ones for side in ("arm", "than")]
         for key, arm in named:
@@ -99,7 +101,7 @@ class Plan:
                 raise UserError(f"study.{key}={value}: give a share between 0 and 1")
         for name, claim in self.claims.items():
             where = f"study.claims.{name}"
-            if not {"says", "evidence"} <= set(claim):
+            if claim.get("says") is None or claim.get("evidence") is None:
                 raise UserError(f"{where}: write what it says, and its evidence (a list, which may be empty)")
             for evidence in claim["evidence"]:
                 lacking = [key for key in ("arm", "expected", "than", "metric") if key not in evidence]

@@ -64,7 +64,11 @@ def settings_of(configs: list[StageConfig], cfg: DictConfig) -> str:
     for config in configs:
         matters = what_matters(config.cfg)
         del matters["seed"]
-        matters["data"].pop("seed", None)
+        for data in (
+            matters["data"],
+            *(source["data"] for source in matters["data"].get("sources", {}).values() if source),
+        ):
+            data.pop("seed", None)
         stages.append([config.option, matters])
     suite = OmegaConf.to_container(cfg.suite, resolve=True)
     suite = {

@@ -119,6 +119,11 @@ def check_terms(terms, data) -> None:
     index, name = data.index(data.train_split), type(data).__name__
     two_images = index.rows.ndim == 2
     for key, term in terms.items():
+        if not term.can_learn(labelled=index.labels is not None, generated=data.num_negatives > 0):
+            raise UserError(
+                f"objective.{key} has no false pairs to learn from: set objective.{key}.hard_negatives=true, or choose data with "
+                "generated captions"
+            )
         if term.needs_label and index.labels is None:
             raise UserError(
                 f"objective.{key} needs pairs with a label, and {name} has none: set objective.{key}.weight=0"

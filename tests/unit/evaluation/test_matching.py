@@ -71,6 +71,23 @@ def test_more_candidates_than_there_are_distractors(data):
             Matching(data, candidates=candidates)
 
 
+@pytest.mark.parametrize("rerank", [0, None, 2.5, True])
+def test_a_shortlist_that_is_none(data, rerank):
+    with pytest.raises(UserError, match=f"rerank={rerank}: give how many"):
+        Matching(data, rerank=rerank)
+
+
+def test_what_a_reader_must_know_of_a_figure_is_said(data, caplog):
+    model = cross_vit().eval()
+    for parameter in model.itc_image.parameters():
+        parameter.data.fill_(float("nan"))
+    list(Matching(data)(Subject(model, frozenset(TOWERS), torch.device("cpu"))))
+    assert "vqcmi, image->text: 30 scores are NaN and were ranked last" in caplog.text
+    caplog.clear()
+    run(data)
+    assert "vqcmi" not in caplog.text
+
+
 def test_a_cell_without_chance_survives_its_file():
     found = Measurement("vqcmi_fused", None, "ceiling@16", (0.5, 0.4, 0.6, 10), 5, None)
     assert Measurement.from_json(found.to_json()) == found

@@ -1,6 +1,7 @@
 import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,7 +51,8 @@ def loader(split):
     return [pairs_._replace(**{name: value[part] for name, value in rows.items()}) for part in (slice(6), slice(6, 8))]
 
 
-DATA = SimpleNamespace(pair_loader=loader, normalize=normalize)
+INDEX = SimpleNamespace(labels=np.array([0, 1]), rows=np.arange(2))
+DATA = SimpleNamespace(pair_loader=loader, normalize=normalize, index=lambda split: INDEX)
 
 
 def measure(model, trained=TRAINED, **options) -> tuple[dict, dict]:
@@ -155,3 +157,24 @@ def test_a_threshold_in_the_wrong_place_is_fitted_away(model):
         measure(shifted, space="text", restarts=0, fit_split="wrong")[0]["eps 0"] < 1.0
     )  # fitted there, not on the test
     assert kept["robustness_text"]["checks"]["unbounded attack leaves next to nothing"]
+
+
+@pytest.mark.parametrize("changed", [{"labels": None}, {"labels": np.array([0, 2])}, {"rows": np.zeros((2, 2))}])
+def test_pairs_that_are_no_statements_of_one_picture(changed):
+    index = SimpleNamespace(**vars(INDEX) | changed)
+    with pytest.raises(UserError, match="split=val: an attack needs statements of one picture"):
+        Robustness(SimpleNamespace(index=lambda split: index), split="val")
+
+
+def test_statements_about_one_picture_are_no_cases_of_their_own(model):
+    def width(pictures) -> float:
+        batch = STATEMENTS._replace(image_id=pictures)
+        data = SimpleNamespace(**vars(DATA) | {"pair_loader": lambda split: [batch]})
+        found = Robustness(data, space="text", eps=EPS, steps=2, restarts=0, fit_split=None)
+        figures = {m.metric: m.estimate for m in found(Subject(half, TRAINED, torch.device("cpu")))}
+        assert figures["eps 0"].value == 0.5
+        return figures["eps 0"].high - figures["eps 0"].low
+
+    half = copy.deepcopy(model)
+    half.itm.bias.data[0] += 30  # false to everything: right of one label, wrong of the other
+    assert width(STATEMENTS.label.clone()) > 1.2 * width(torch.arange(len(STATEMENTS.label)))

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,14 @@ from tests.small import cross_vit, pairs
 BATCH = pairs(range(4), label=[0, 1, 1, 1])
 
 
+def labelled(split):
+    return SimpleNamespace(labels=np.zeros(4, np.int64))
+
+
 class Data:
     """A split of one batch."""
+
+    index = staticmethod(labelled)
 
     def pair_loader(self, split):
         return [BATCH]
@@ -70,7 +77,7 @@ def test_a_head_for_two_pictures_does_not_answer_for_one():
 def test_a_threshold_fitted_elsewhere_and_none_at_all(monkeypatch):
     """Scores 3, 2, 1 and 0 more than a threshold that is far off; fitted between 2 and 1 on another split, where the labels say so."""
     split = {"test": pairs(range(4), label=[1, 0, 1, 0]), "dev": pairs(range(4), label=[1, 1, 0, 0])}
-    data = SimpleNamespace(pair_loader=lambda name: [split[name]], normalize=lambda image: image)
+    data = SimpleNamespace(pair_loader=lambda name: [split[name]], normalize=lambda image: image, index=labelled)
     scores = torch.tensor([3.0, 2.0, 1.0, 0.0]) - 50
     logits = torch.stack([torch.zeros(4), scores], dim=1)
     monkeypatch.setattr("crossvit.evaluation.verification.pair_logits", lambda *_, **__: logits)
@@ -89,7 +96,9 @@ def test_statements_about_one_picture_are_no_cases_of_their_own(monkeypatch):
     subject = Subject(cross_vit(), frozenset({"fusion", "itm"}), torch.device("cpu"))
     widths = []
     for batch in (one_each, shared):
-        data = SimpleNamespace(pair_loader=lambda _, batch=batch: [batch], normalize=lambda image: image)
+        data = SimpleNamespace(
+            pair_loader=lambda _, batch=batch: [batch], normalize=lambda image: image, index=labelled
+        )
         found = Verification(data)(subject)[0].estimate
         widths.append(found.high - found.low)
     assert widths[1] > 1.3 * widths[0]
@@ -97,7 +106,10 @@ def test_statements_about_one_picture_are_no_cases_of_their_own(monkeypatch):
 
 def blind(batches, sentences, task="nlvr") -> dict:
     data = SimpleNamespace(
-        pair_loader=lambda _: batches, normalize=lambda image: image, sentences=lambda _: sentences.numpy()
+        pair_loader=lambda _: batches,
+        normalize=lambda image: image,
+        sentences=lambda _: sentences.numpy(),
+        index=labelled,
     )
     subject = Subject(cross_vit(), frozenset({"fusion", "itm"}), torch.device("cpu"))
     found = Verification(data, task=task, blind="folds")(subject)
@@ -144,6 +156,14 @@ def test_with_consistency_the_statements_of_one_sentence_are_one_case(monkeypatc
     monkeypatch.setattr("crossvit.evaluation.verification.pair_logits", lambda *_, **__: logits)
     subject = Subject(cross_vit(), frozenset({"fusion", "itm"}), torch.device("cpu"))
     sentences = (torch.arange(8) // 4).numpy()
-    data = SimpleNamespace(pair_loader=lambda _: [batch], normalize=lambda image: image, sentences=lambda _: sentences)
+    data = SimpleNamespace(
+        pair_loader=lambda _: [batch], normalize=lambda image: image, sentences=lambda _: sentences, index=labelled
+    )
     (plain, *_), (grouped, *_) = Verification(data)(subject), Verification(data, groups=True)(subject)
     assert grouped.estimate.high - grouped.estimate.low > 1.3 * (plain.estimate.high - plain.estimate.low)
+
+
+def test_pairs_without_a_label_are_no_statements():
+    captions = SimpleNamespace(index=lambda split: SimpleNamespace(labels=None))
+    with pytest.raises(UserError, match="split=val: true/false needs pairs with a label"):
+        Verification(captions, split="val")

@@ -396,6 +396,16 @@ def test_of_the_base_alone_there_are_no_differences_to_draw(tmp_path):
     assert "differences.png" not in text
 
 
+def test_what_is_null_is_left_out():
+    study = {**vars(PLAN), "claims": {**PLAN.claims, "R1": None}, "longer": None, "families": None, "titles": None}
+    plan = Plan.of(study)
+    plan.check(PLAN.arms)
+    assert "R1" not in plan.claims and "R2" in plan.claims
+    assert "| R2 |" in to_markdown(grid(plan=plan))
+    with pytest.raises(UserError, match="study.claims.R1: write what it says, and its evidence"):
+        replace(PLAN, claims={"R1": {"says": "", "evidence": None}}).check(PLAN.arms)
+
+
 def test_a_title_of_no_metric_is_named():
     node = {name: getattr(PLAN, name) for name in PLAN.__dataclass_fields__}
     assert Plan.of(node) == PLAN

@@ -9,6 +9,8 @@ import torch
 from crossvit.config import StageConfig, check_signatures, compose, validate
 from crossvit.errors import UserError
 from crossvit.objectives.contrastive import ContrastiveLoss
+from crossvit.objectives.imitation import CrossDualLoss
+from crossvit.objectives.matching import MatchingLoss
 from crossvit.objectives.relation import RelationLoss, TwoImageLoss
 from crossvit.stages.preflight import check_data, check_monitors, check_stage, check_terms
 
@@ -20,7 +22,7 @@ class Classes:
 class Pairs:
     """Pairs of one or two pictures, with or without a label."""
 
-    train_split, val_split = "train", None
+    train_split, val_split, num_negatives = "train", None, 0
 
     def __init__(self, pictures: int = 1, labelled: bool = False) -> None:
         rows = np.zeros(4, np.int64) if pictures == 1 else np.zeros((4, pictures), np.int64)
@@ -54,6 +56,8 @@ def test_data_that_fit():
             Pairs(2, labelled=True),
             "objective.it reads one picture a text, and Pairs has two: .* objective=two_image",
         ),
+        (MatchingLoss(hard_negatives=False), Pairs(), "objective.it has no false pairs .*hard_negatives=true"),
+        (CrossDualLoss(hard_negatives=False), Pairs(labelled=True), "objective.it has no false pairs"),
     ],
 )
 def test_terms_without_what_they_need(term, data, message):
@@ -65,6 +69,14 @@ def test_terms_that_fit():
     check_terms({"itc": ContrastiveLoss()}, Pairs())
     check_terms({"relation": RelationLoss(), "itc": ContrastiveLoss()}, Pairs(labelled=True))
     check_terms({"two_image": TwoImageLoss()}, Pairs(2, labelled=True))
+    check_terms({"itm": MatchingLoss(hard_negatives=False)}, Pairs(labelled=True))
+    told = Pairs()
+    told.num_negatives = 1
+    for term in (MatchingLoss, CrossDualLoss):
+        check_terms({"drawn": term(generated_negatives=False)}, Pairs())
+        check_terms({"told": term(hard_negatives=False)}, told)
+        with pytest.raises(UserError, match="no false pairs"):
+            check_terms({"told": term(hard_negatives=False)}, Pairs())
 
 
 def check(*overrides: str, data=None) -> None:

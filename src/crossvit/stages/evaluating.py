@@ -26,7 +26,7 @@ from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Of what evaluators measure; one more where they measure more, so that what is kept beside a stage is measured again."""
 
 DATASETS = {

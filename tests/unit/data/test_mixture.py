@@ -104,6 +104,7 @@ def test_captions_and_statements_in_one_batch(sources, tokenizer):
     data = make(sources, tokenizer, batch_size=22)
     data.validate()
     assert data.index("train").counts == {"samples": 22, "coco samples": 10, "vsr samples": 12}
+    assert data.num_negatives == 2  # what terms may count on
     assert data.bad_count == 2  # COCO's pictures that lie elsewhere
     (batch,) = data.train_dataloader()
     captions, statements = batch.index < 10, batch.index >= 10

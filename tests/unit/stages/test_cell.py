@@ -24,9 +24,9 @@ def composed(*overrides: str):
     return chain_configs(given, "study"), given
 
 
-def of(key: str | None = None, value=None, arm: str = "late"):
+def of(key: str | None = None, value=None, arm: str = "late", *overrides: str):
     """Configs with one value changed in a copy, which is quicker than composing again; the cell's config; the overrides."""
-    (target,), given = composed(f"arm={arm}")
+    (target,), given = composed(f"arm={arm}", *overrides)
     cfg = copy.deepcopy(target.cfg)
     OmegaConf.set_readonly(cfg, False)
     if key is not None:
@@ -64,6 +64,15 @@ def test_settings_leave_out(settings, key, value):
 def test_settings_hold(settings, key, value):
     configs, cfg, _ = of(key, value)
     assert settings_of(configs, cfg) != settings
+
+
+def test_settings_leave_out_the_seeds_of_a_mixture():
+    digests = set()
+    for seed in (0, 1):
+        configs, cfg, _ = of("seed", seed, "late", "data=scenes_mixture")
+        assert cfg.data.sources.coco.data.seed == seed
+        digests.add(settings_of(configs, cfg))
+    assert len(digests) == 1
 
 
 def test_settings_hold_the_stages_before(settings):

@@ -19,7 +19,7 @@ class Difference(NamedTuple):
     low: float | None
     high: float | None
     p: float | None
-    sign_flip: float
+    sign_flip: float | None
     count: int
 
 

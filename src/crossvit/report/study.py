@@ -187,7 +187,7 @@ class Grid:
         return Context(None, None)
 
     def difference(self, arm: str, than: Than, metric: str, confidence: float = 0.95) -> Difference | None:
-        """arm - than over the seeds that both have, without interval and p value where they are fewer than LEAST. None without such a
+        """arm - than over the seeds that both have, without interval and p values where they are fewer than LEAST. None without such a
         seed."""
         first = self.values(arm, metric) if arm in self.plan.arms else {}
         second: Mapping[int, float] = {}
@@ -201,7 +201,7 @@ class Grid:
         if not seeds:
             return None
         found = paired_difference([first[s] for s in seeds], [second[s] for s in seeds], confidence)
-        return found if len(seeds) >= LEAST else found._replace(low=None, high=None, p=None)
+        return found if len(seeds) >= LEAST else found._replace(low=None, high=None, p=None, sign_flip=None)
 
     def trained_anew(self) -> dict[str, list[int]]:
         """Arm -> seeds that did not start from the base's weights though their stages before the last have the same settings: these were

@@ -22,7 +22,7 @@ their mean. p: paired t test; Holm: the same corrected within the arm's family, 
 exact sign-flip test, which n seeds cannot bring below 2/2^n. A verdict goes by the interval beside it, which holds for all comparisons of
 its claim together (Bonferroni): "supported" or "refuted" where it lies on one side of 0 (or of what is tolerated), else "undecided". The
 two corrections answer two questions: does any arm of the family differ from the base, and does this claim hold. Below three seeds there is
-a mean and nothing else. Verdicts are at the arms' own lengths: what an arm cost, and what a base does with as much, stands under equal
+no interval and no p value. Verdicts are at the arms' own lengths: what an arm cost, and what a base does with as much, stands under equal
 compute. Steps to the goal: of the figure that the stage watches in validation, true/false at a threshold of 0.
 """
 

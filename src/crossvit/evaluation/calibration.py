@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from crossvit.errors import UserError
-from crossvit.evaluation.subject import Measurement, Subject
+from crossvit.evaluation.subject import Measurement, Subject, check_statements
 from crossvit.metrics import (
     Decision,
     auroc,
@@ -37,10 +36,7 @@ class Calibration:
         self.fit_split = fit_split
         self.task = task
         self.splits = (split,) if fit_split is None else (split, fit_split)
-        for name in self.splits:
-            index = data.index(name)
-            if index.labels is None or index.labels.max() > 1 or index.rows.ndim > 1:
-                raise UserError(f"split={name}: a threshold needs statements of one picture that are labelled 0 or 1")
+        check_statements(data, self.splits, "a threshold")
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:

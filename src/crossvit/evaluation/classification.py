@@ -22,14 +22,16 @@ class Classification:
         if subject.classifier is None:
             return []
         subject.classifier.eval()
-        batches = subject.batches(self.data, self.data.image_loader(self.split))
-        rows = [(subject.classifier(batch.image).float().cpu(), batch.label.cpu()) for batch in batches]
+        rows = []
+        for batch in subject.batches(self.data, self.data.image_loader(self.split)):
+            logits = subject.classifier(batch.image).float().cpu()
+            if logits.shape[1] != len(self.data.classes):
+                raise UserError(
+                    f"{self.task}: the stage's classifier knows {logits.shape[1]} classes, the data have {len(self.data.classes)}: test it "
+                    "on those that it was trained on, or leave this entry of the suite out (null)"
+                )
+            rows.append((logits, batch.label.cpu()))
         logits, label = (torch.cat(column) for column in zip(*rows, strict=True))
-        if logits.shape[1] != len(self.data.classes):
-            raise UserError(
-                f"{self.task}: the stage's classifier knows {logits.shape[1]} classes, the data have {len(self.data.classes)}: test it on "
-                "those that it was trained on, or leave this entry of the suite out (null)"
-            )
         return class_accuracies(self.task, "image->class", logits, label)
 
 

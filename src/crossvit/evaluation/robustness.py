@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossvit.data.batches import PairBatch
 from crossvit.errors import UserError
-from crossvit.evaluation.subject import Measurement, Subject
+from crossvit.evaluation.subject import Measurement, Subject, check_statements
 from crossvit.metrics import best_threshold, estimate, verification_accuracy
 from crossvit.models.crossvit import CrossViT
 from crossvit.objectives.adversarial import AdversarialLoss
@@ -77,10 +77,7 @@ class Robustness:
         self.fit_split = fit_split
         self.surrogate = surrogate
         self.splits = (split,) if fit_split in (None, split) else (split, fit_split)
-        for name in self.splits:
-            index = data.index(name)
-            if index.labels is None or index.labels.max() > 1 or index.rows.ndim > 1:
-                raise UserError(f"split={name}: an attack needs statements of one picture that are labelled 0 or 1")
+        check_statements(data, self.splits, "an attack")
 
     def __call__(self, subject: Subject) -> list[Measurement]:
         if not subject.scores_fused:

@@ -1,12 +1,13 @@
 """What is evaluated, and what an evaluator answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from crossvit.errors import UserError
 from crossvit.metrics.intervals import Estimate
 from crossvit.models.crossvit import CrossViT
 from crossvit.models.text_encoder import TextFeatures
@@ -72,6 +73,14 @@ class Subject:
         for batch in loader:
             moved = type(batch)(*(x.to(self.device) if isinstance(x, Tensor) else x for x in batch))
             yield moved._replace(image=data.normalize(moved.image)) if "image" in moved._fields else moved
+
+
+def check_statements(data, splits: Iterable[str], what: str) -> None:
+    """Raises UserError, saying what needs them, where a split has no statements of one picture that are labelled 0 or 1."""
+    for name in splits:
+        index = data.index(name)
+        if index.labels is None or index.labels.max() > 1 or index.rows.ndim > 1:
+            raise UserError(f"split={name}: {what} needs statements of one picture that are labelled 0 or 1")
 
 
 class Pictures(NamedTuple):

@@ -13,9 +13,7 @@ from crossvit.report.study import LEAST, TOLERANCE, Grid, Than
 from crossvit.report.study_plots import plot_differences, plot_levels
 
 NO_FIGURE = "no figure"  # of an arm that has been begun: it has no such head, or has always diverged
-OVERVIEW = (
-    "Mean ± standard deviation over seeds [the 95 % interval of the difference from the base, each for itself].\n"
-)
+OVERVIEW = "Mean ± standard deviation over seeds [the 95 % interval of the difference from the base, each for itself]."
 LEGEND = """\
 In percent; mean ± standard deviation over seeds (least seed). Differences are taken seed by seed, in points, with the 95 % t interval of
 their mean. p: paired t test; Holm: the same corrected within the arm's family, those of its arms that are not there yet included; flips:
@@ -45,7 +43,7 @@ def to_markdown(grid: Grid) -> str:
     """The whole report but for the pictures."""
     plan = grid.plan
     parts = [f"# Study: {plan.name}\n", _standing(grid)]
-    parts.append(f"\n## All metrics, equal steps\n\n{OVERVIEW}\n{overview(grid)}")
+    parts.append(f"\n## All metrics, equal steps\n\n{OVERVIEW}\n\n{overview(grid)}")
     parts.append(f"\n## Claims\n\n{claims(grid)}")
     for metric in plan.ranked:
         parts.append(

@@ -17,7 +17,8 @@ RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.parent.name)
 def test_a_report_is_that_of_its_cells(report):
     cfg = compose([f"study={report.parent.name}", f"paths.study={report.parent}"], "report")
-    assert report.read_text(encoding="utf-8").startswith(to_markdown(grid_of(cfg)))
+    same = report.read_text(encoding="utf-8").startswith(to_markdown(grid_of(cfg)))
+    assert same, f"the cells have changed: crossvit report study={report.parent.name}"
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.parent.name)
@@ -27,4 +28,4 @@ def test_an_overview_in_the_documents_is_that_of_the_report(report):
         pytest.skip("the base alone: nothing to compare")
     overview = text.partition("## All metrics")[2].partition("##")[0]
     table = "".join(re.findall(r"^\|.*\n", overview, re.MULTILINE))
-    assert table and table in RESULTS
+    assert table and table in RESULTS, f"docs/results.md has another table than {report}"

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from crossvit.evaluation.subject import Measurement, Subject, check_statements
+from crossvit.evaluation.subject import Measurement, Subject, check_fitted_elsewhere, check_statements
 from crossvit.metrics import (
     Decision,
-    auroc,
     best_threshold,
     estimate,
+    estimate_auroc,
     estimate_statistic,
     expected_calibration_error,
     platt_scaling,
@@ -36,6 +36,7 @@ class Calibration:
         self.fit_split = fit_split
         self.task = task
         self.splits = (split,) if fit_split is None else (split, fit_split)
+        check_fitted_elsewhere(fit_split, split)
         check_statements(data, self.splits, "a threshold")
 
     @torch.inference_mode()
@@ -57,7 +58,7 @@ class Calibration:
             decision[name] = Decision(threshold, *scaling)
             task = f"{self.task}_fused" if name == "fused" else self.task
             right = verification_accuracy(score, label, threshold)
-            area = estimate_statistic(auroc, score, label, clusters=picture)
+            area = estimate_auroc(score, label, picture)
             probability = decision[name].probability(score)
             error = estimate_statistic(expected_calibration_error, probability, label, clusters=picture)
             bins[task] = reliability(probability, label)

@@ -11,9 +11,9 @@ from crossvit.evaluation.subject import Measurement, Subject
 from crossvit.evaluation.zero_shot import embed_sentences
 from crossvit.metrics import (
     ExactDot,
-    auroc,
     classification_accuracy,
     estimate,
+    estimate_auroc,
     estimate_statistic,
     f1_chance,
     f1_score,
@@ -92,7 +92,7 @@ class LabelPrompts:
             Measurement(
                 self.task, name, "F1", estimate_statistic(f1_score, score, label, clusters=patient), 2, f1_chance(label)
             ),
-            Measurement(self.task, name, "AUROC", estimate_statistic(auroc, score, label, clusters=patient), 2, 0.5),
+            Measurement(self.task, name, "AUROC", estimate_auroc(score, label, patient), 2, 0.5),
         ]
 
     def _choice(self, score: Tensor, labels: Tensor, patient: Tensor) -> list[Measurement]:

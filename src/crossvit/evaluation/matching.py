@@ -47,7 +47,7 @@ class Matching:
         self.split = split
         self.task = task
         self.candidates = candidates
-        most = candidates if candidates is None else most_candidates(data, split)
+        most = candidates if candidates is None else min(map(most_candidates, self.forms(data, split)))
         if candidates is not None and not 2 <= candidates <= most:
             raise UserError(f"candidates={candidates}: {split} has distractors for 2 to {most}; null takes all of it")
         if isinstance(rerank, bool) or not isinstance(rerank, int) or rerank < 1:
@@ -56,6 +56,18 @@ class Matching:
         self.seed = seed
         self.splits = (split,)
         self.with_dual = with_dual
+
+    @staticmethod
+    def forms(data, split: str) -> list[ImageTextPairs]:
+        """What is ranked of a split, before anything of it is read."""
+        images, captions = data.images(split), data.captions(split)
+        return [
+            ImageTextPairs(
+                torch.tensor([image_id for image_id, _ in images]),
+                torch.tensor([image_id for _, image_id, _ in captions]),
+                torch.tensor([text_id(text) for _, _, text in captions]),
+            )
+        ]
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
@@ -69,6 +81,10 @@ class Matching:
     def rankings(self, subject: Subject, corpus: Corpus) -> dict[str, dict[str, RetrievalResult]]:
         """{task: {direction: what was found}} of the dual encoder and, where they are trained, of the other scores."""
         pairs = ImageTextPairs(corpus.image_id, corpus.text_image_id, corpus.text_id)
+        if self.candidates is not None and self.candidates > (most := most_candidates(pairs)):
+            raise UserError(
+                f"candidates={self.candidates}: what could be read of {self.split} has distractors for {most}"
+            )
         found = {self.task: self._dual(corpus, pairs)}
         if subject.scores_fused:
             fused = _fused_score(subject, corpus)
@@ -107,14 +123,8 @@ class Matching:
         )
 
 
-def most_candidates(data, split: str) -> int:
+def most_candidates(pairs: ImageTextPairs) -> int:
     """The largest N of N-way matching: one more than the query with the fewest negatives, of either direction, has of them."""
-    images, captions = data.images(split), data.captions(split)
-    pairs = ImageTextPairs(
-        torch.tensor([image_id for image_id, _ in images]),
-        torch.tensor([image_id for _, image_id, _ in captions]),
-        torch.tensor([text_id(text) for _, _, text in captions]),
-    )
     negatives = [
         side.num_candidates - int(side.positives_of(rows).sum(1).max())
         for side in pairs.sides.values()

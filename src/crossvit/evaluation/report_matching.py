@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from crossvit.data.reading.annotations import text_id
 from crossvit.evaluation.matching import Matching
 from crossvit.evaluation.subject import Corpus, Measurement, Subject, encode_corpus, take
-from crossvit.metrics import RetrievalResult
+from crossvit.metrics import ImageTextPairs, RetrievalResult
 from crossvit.metrics.pairs import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 
 
@@ -19,6 +20,16 @@ class ReportMatching(Matching):
     `<task>_strict`: every study's report is a candidate, and only that of the film's own study is right; identical reports tie.
     Intervals take the films and reports of one patient for one cluster.
     """
+
+    @staticmethod
+    def forms(data, split: str) -> list[ImageTextPairs]:
+        films = [study for study, _ in data.images(split)]
+        report_of = {study: text_id(text) for _, study, text in data.captions(split)}
+        reports = torch.tensor(sorted(set(report_of.values())))
+        return [
+            ImageTextPairs(_mapped(report_of, films), reports, reports),
+            ImageTextPairs(torch.tensor(films), torch.tensor(list(report_of))),
+        ]
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:

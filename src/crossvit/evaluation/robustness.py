@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossvit.data.batches import PairBatch
 from crossvit.errors import UserError
-from crossvit.evaluation.subject import Measurement, Subject, check_statements
+from crossvit.evaluation.subject import Measurement, Subject, check_fitted_elsewhere, check_statements
 from crossvit.metrics import best_threshold, estimate, verification_accuracy
 from crossvit.models.crossvit import CrossViT
 from crossvit.objectives.adversarial import AdversarialLoss
@@ -76,7 +76,8 @@ class Robustness:
         self.eps, self.steps, self.restarts, self.limit = list(eps), steps, restarts, limit
         self.fit_split = fit_split
         self.surrogate = surrogate
-        self.splits = (split,) if fit_split in (None, split) else (split, fit_split)
+        check_fitted_elsewhere(fit_split, split)
+        self.splits = (split,) if fit_split is None else (split, fit_split)
         check_statements(data, self.splits, "an attack")
 
     def __call__(self, subject: Subject) -> list[Measurement]:

@@ -83,6 +83,14 @@ def check_statements(data, splits: Iterable[str], what: str) -> None:
             raise UserError(f"split={name}: {what} needs statements of one picture that are labelled 0 or 1")
 
 
+def check_fitted_elsewhere(fit_split: str | None, split: str) -> None:
+    """Raises UserError where a threshold would be fitted on the very statements that it is tested on."""
+    if fit_split == split:
+        raise UserError(
+            f"fit_split={fit_split}: the test itself, on which a fitted threshold flatters: choose another split, or null"
+        )
+
+
 class Pictures(NamedTuple):
     """The pictures of a split after the vision tower, on the device."""
 

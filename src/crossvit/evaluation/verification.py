@@ -8,16 +8,15 @@ from torch import Tensor
 
 from crossvit.data.batches import PairBatch
 from crossvit.errors import UserError
-from crossvit.evaluation.subject import Measurement, Subject
+from crossvit.evaluation.subject import Measurement, Subject, check_fitted_elsewhere
 from crossvit.metrics import (
     Estimate,
-    auroc,
     best_threshold,
     consistency,
     consistency_chance,
     downsample,
     estimate,
-    estimate_statistic,
+    estimate_auroc,
     folds,
     image_only_logits,
     text_only_logits,
@@ -85,8 +84,10 @@ class Verification:
         self.groups = groups
         self.splits = tuple(dict.fromkeys(filter(None, (split, fit_split, "train" if blind is True else None))))
         for name in self.splits:
-            if data.index(name).labels is None:
-                raise UserError(f"split={name}: true/false needs pairs with a label")
+            labels = data.index(name).labels
+            if labels is None or labels.max() > 1:
+                raise UserError(f"split={name}: true/false needs pairs with a label, 0 or 1")
+        check_fitted_elsewhere(fit_split, split)
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> list[Measurement]:
@@ -100,7 +101,7 @@ class Verification:
             threshold = best_threshold(fit.score, fit.label)
             fitted = verification_accuracy(test.score, test.label, threshold)
             found.append(self._figure("Acc@1 fitted", estimate(fitted, cluster)))
-        found.append(self._figure("AUROC", estimate_statistic(auroc, test.score, test.label, clusters=cluster)))
+        found.append(self._figure("AUROC", estimate_auroc(test.score, test.label, cluster)))
         if sentence is not None:
             whole = estimate(consistency(right, sentence))
             found.append(self._figure("consistency", whole, consistency_chance(sentence)))

@@ -15,6 +15,7 @@ _HOME = {
     "Estimate": "intervals",
     "bootstrap": "intervals",
     "estimate": "intervals",
+    "estimate_auroc": "verification",
     "estimate_statistic": "intervals",
     "wilson": "intervals",
     "Difference": "paired",

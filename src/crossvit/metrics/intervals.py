@@ -1,4 +1,4 @@
-"""Confidence intervals for a mean over queries."""
+"""Confidence intervals: of a mean over queries, and of statistics that are none."""
 
 from collections.abc import Callable
 from statistics import NormalDist
@@ -100,10 +100,11 @@ def estimate_statistic(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic in [0, 1] that is no mean of the rows (AUROC, calibration error), with a basic bootstrap interval.
+    """A statistic in [0, 1] that is no mean of the rows (F1, calibration error), with a basic bootstrap interval.
 
     The basic interval (Davison and Hinkley 1997, section 5.2) mirrors the percentiles at the value and so takes the bias of the resamples
-    off; it is widened to hold the value.
+    off; it is widened to hold the value. Where every resample gives the value (a perfect F1) it is Wilson's, as if each row, or cluster,
+    were one query.
 
     Args:
         statistic: `columns`, all (Q, ...), -> a float; nan where it is not defined, and such resamples are left out.
@@ -128,7 +129,29 @@ def estimate_statistic(
     tail = (1 - confidence) / 2
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     low, high = torch.tensor(found, dtype=torch.float64).nanquantile(ends).tolist()
+    if low == high == value:
+        return Estimate(value, *wilson(value * len(sizes), len(sizes), confidence), count)
     return Estimate(value, max(0.0, min(2 * value - high, value)), min(1.0, max(2 * value - low, value)), count)
+
+
+def estimate_by_influence(
+    value: float, influence: Tensor, least: int, clusters: Tensor | None = None, confidence: float = 0.95
+) -> Estimate:
+    """A statistic in [0, 1] with Wilson's interval of the effective sample size: as many queries as would give a share so small a variance.
+
+    Args:
+        value: the statistic.
+        influence: (Q,) how far each row moves it; the sum of their squares, or of those of their sums in clusters, is its variance.
+        least: the effective size is no less than that, and no more than Q. Where no row moves the value (0, or 1) it is that.
+        clusters: (Q,) int64.
+    """
+    count = len(influence)
+    sums = influence if clusters is None else _cluster_sums(influence, clusters.flatten())[0]
+    groups = len(sums)
+    variance = sums.square().sum().item() * groups / max(groups - 1, 1)
+    binomial = value * (1 - value)
+    size = least if binomial == 0 else min(count, max(least, binomial / variance)) if variance > 0 else count
+    return Estimate(value, *wilson(value * size, size, confidence), count)
 
 
 def _effective_size(values: Tensor, clusters: Tensor, mean: float) -> float:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from crossvit.metrics.accuracy import classification_accuracy, nan_last
+from crossvit.metrics.intervals import Estimate, estimate_by_influence
 
 
 def verification_accuracy(logits: Tensor, labels: Tensor, threshold: float = 0.0) -> Tensor:
@@ -76,13 +77,42 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
     Returns:
         A float; nan unless both labels occur.
     """
+    return _placements(scores, labels)[labels.bool()].mean().item()
+
+
+def estimate_auroc(
+    scores: Tensor, labels: Tensor, clusters: Tensor | None = None, confidence: float = 0.95
+) -> Estimate:
+    """`auroc` with an interval: its variance is DeLong's (1988), that of whole clusters where they are given (Obuchowski 1997).
+
+    The interval is Wilson's of as many queries as would give a share this variance, at least the pairs or clusters of the rarer label: a
+    perfect ranking of few pairs is not known to be perfect.
+
+    Args:
+        clusters: (B,) int64; pairs of one cluster (of one picture) are not independent.
+
+    Returns:
+        (nan, 0, 1) unless both labels occur.
+    """
+    true = labels.bool()
+    if true.all() or not true.any():
+        return Estimate(float("nan"), 0.0, 1.0, len(true))
+    place = _placements(scores, labels)
+    value = place[true].mean().item()
+    members = torch.arange(len(true), device=true.device) if clusters is None else clusters.flatten()
+    least = min(len(members[mask].unique()) for mask in (true, ~true))
+    influence = torch.where(true, (place - value) / true.sum(), (place - value) / (~true).sum())
+    return estimate_by_influence(value, influence, least, clusters, confidence)
+
+
+def _placements(scores: Tensor, labels: Tensor) -> Tensor:
+    """(B,) float64: the share of the pairs of the other label that a pair is on the right side of, ties one half; nan without such."""
     if scores.ndim != 1 or labels.shape != scores.shape:
         raise ValueError(f"scores and labels must both be (B,), got {tuple(scores.shape)} and {tuple(labels.shape)}")
     true = labels.bool()
-    positives, negatives = int(true.sum()), int((~true).sum())
     scores, _ = nan_last(scores[:, None])
-    _, place, count = scores.squeeze(1).unique(return_inverse=True, return_counts=True)
-    # Mean rank of each group of equal scores, counted from 1.
-    rank = count.double().cumsum(0) - (count.double() - 1) / 2
-    wins = rank[place][true].sum() - positives * (positives + 1) / 2
-    return (wins / (positives * negatives)).item()  # 0 / 0 where only one label occurs
+    values, place = scores.squeeze(1).unique(return_inverse=True)
+    trues, falses = (torch.bincount(place[mask], minlength=len(values)).double() for mask in (true, ~true))
+    falses_below = falses.cumsum(0) - falses / 2
+    trues_above = trues.sum() - trues.cumsum(0) + trues / 2
+    return torch.where(true, (falses_below / falses.sum())[place], (trues_above / trues.sum())[place])

@@ -15,7 +15,7 @@ from torch import Tensor
 from crossvit.objectives.answers import answers
 from crossvit.objectives.ascent import Norm
 from crossvit.objectives.attack import PROBE, Attack, Ball
-from crossvit.objectives.known_gradient import KnownGradient
+from crossvit.objectives.gradients import KnownGradient
 from crossvit.objectives.matching import Hard
 from crossvit.objectives.term import PairState, Perturbation, Term, TermOutput
 
@@ -101,6 +101,7 @@ class AdversarialLoss(Term):
         self.needs_teacher = target == "teacher"
         self.needs_label = attack in ("relation", "two_image")
         self.needs_two_images = attack == "two_image"
+        self.reads_truth = attack != "relation"
 
     @property
     def trains_on_the_way(self) -> bool:

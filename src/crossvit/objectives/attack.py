@@ -9,6 +9,7 @@ from torch import Tensor
 from crossvit.distributed import global_mean, pad_to_longest, world_size
 from crossvit.objectives.answers import Answers
 from crossvit.objectives.ascent import Norm, ascend, direction, fosc, radius, row_norm
+from crossvit.objectives.gradients import gradients
 from crossvit.objectives.imitation import divergence
 from crossvit.objectives.randomness import Replay
 from crossvit.objectives.term import PairState, Perturbation
@@ -98,7 +99,7 @@ class Attack:
         this process's part of it. Under fp16 the loss is scaled as in training."""
         deltas, scale = list(self.delta.values()), self.state.loss_scale
         keep = bool(parameters)  # the clean pass, whose graph is shared, is still to be trained on
-        found = torch.autograd.grad(scale * loss, [*deltas, *parameters], retain_graph=keep, allow_unused=True)
+        found = gradients(scale * loss, [*deltas, *parameters], retain_graph=keep)
         of_parameters = found[len(deltas) :]
         parameter_grads = [None if grad is None else grad * (share / scale) for grad in of_parameters]
         return Gradients(self._of_inputs(found[: len(deltas)]), parameter_grads)
@@ -110,7 +111,7 @@ class Attack:
         if self._has_dropout or not all(x.requires_grad for x in inputs):
             return None
         loss = self.state.loss_scale * self.loss(self.clean)
-        grads = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        grads = gradients(loss, inputs, retain_graph=True)
         return None if any(grad is None for grad in grads) else self._of_inputs(grads)
 
     def move(self, grads: dict[str, Tensor]) -> None:

@@ -52,7 +52,8 @@ class MutualLearningLoss(Term):
     """Deep mutual learning of the two directions (`dml`): pair i's distribution over the batch's captions and its distribution over the
     batch's images, which are the same pairs, imitate each other.
 
-    temperature softens both. images_learn, texts_learn: one-way imitation where one is false. Only true pairs are anchors and columns.
+    temperature softens both. images_learn, texts_learn: one-way imitation where one is false: what the pictures answer (image->text) learns
+    from what the captions do, or the other way round; both towers have a part in either. Only true pairs are anchors and columns.
     """
 
     modules_used = TOWERS
@@ -193,8 +194,6 @@ class CrossDualLoss(Term):
         super().__init__(weight)
         if not (towers_learn or fusion_learns):
             raise ValueError("towers_learn and fusion_learns are both false: nobody would learn")
-        if not (hard_negatives or generated_negatives):
-            raise ValueError("hard_negatives and generated_negatives are both false: there is nothing to choose from")
         self.temperature = positive(temperature)
         self.towers_learn, self.fusion_learns = towers_learn, fusion_learns
         self.hard_negatives, self.reads_negatives = hard_negatives, generated_negatives

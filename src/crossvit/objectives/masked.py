@@ -37,7 +37,7 @@ class MaskedLanguageLoss(Term):
     """
 
     modules_used = ("patch_encoder", "vision", "text_encoder", "fusion", "mlm")
-    needs_terms = (("itm", "relation", "two_image"),)
+    needs_terms = (("itm", "relation"),)
 
     def __init__(self, weight: float = 1.0, probability: float = 0.15) -> None:
         super().__init__(weight)

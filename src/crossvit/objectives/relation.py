@@ -40,6 +40,7 @@ class RelationLoss(Term):
 
     modules_used = ("patch_encoder", "vision", "text_encoder", "fusion", "relation")
     needs_label = True
+    reads_truth = False
 
     def forward(self, state: PairState) -> TermOutput:
         logits = relation_answers(state)

@@ -31,6 +31,7 @@ class Term(nn.Module):
     `modules_used` names the parts of the model that this term sends gradients to; parts that no active term uses are frozen by the task.
     `needs_label`, `needs_two_images`: of no use on data without a label, or with one picture a text. `needs_terms`: of each of these
     groups one must be active too. `needs_teacher`: reads `PairState.teacher`. `reads_negatives`: uses the false captions of the data.
+    `reads_truth`: a pair of label 1 holds, any other does not; false for what tells more than two labels apart.
     """
 
     modules_used: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class Term(nn.Module):
     needs_terms: tuple[tuple[str, ...], ...] = ()
     needs_teacher = False
     reads_negatives = False
+    reads_truth = True
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

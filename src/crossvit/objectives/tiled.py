@@ -129,18 +129,19 @@ class LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, row_grad: Tensor, column_grad: Tensor) -> tuple:
         query, candidates, scale, by_row, by_column = ctx.saved_tensors
-        scaled = scale * query
-        query_grad, candidate_grad = torch.zeros_like(query), torch.empty_like(candidates)
-        scale_grad = torch.zeros_like(scale)
-        for start in range(0, len(candidates), ctx.tile):
-            part = slice(start, start + ctx.tile)
-            logits = scaled @ candidates[part].t()
-            grad = (logits - by_row[:, None]).exp_().mul_(row_grad[:, None])
-            grad.add_((logits - by_column[part]).exp_().mul_(column_grad[part]))
-            query_grad.addmm_(grad, candidates[part])
-            candidate_grad[part] = grad.t() @ scaled
-            scale_grad += torch.dot(grad.flatten(), logits.flatten())
-        return scale * query_grad, candidate_grad, scale_grad / scale, None
+        with torch.autocast(query.device.type, enabled=False):
+            scaled = scale * query
+            query_grad, candidate_grad = torch.zeros_like(query), torch.empty_like(candidates)
+            scale_grad = torch.zeros_like(scale)
+            for start in range(0, len(candidates), ctx.tile):
+                part = slice(start, start + ctx.tile)
+                logits = scaled @ candidates[part].t()
+                grad = (logits - by_row[:, None]).exp_().mul_(row_grad[:, None])
+                grad.add_((logits - by_column[part]).exp_().mul_(column_grad[part]))
+                query_grad.addmm_(grad, candidates[part])
+                candidate_grad[part] = grad.t() @ scaled
+                scale_grad += torch.dot(grad.flatten(), logits.flatten())
+            return scale * query_grad, candidate_grad, scale_grad / scale, None
 
 
 class Softplus(torch.autograd.Function):
@@ -159,15 +160,16 @@ class Softplus(torch.autograd.Function):
     @staticmethod
     def backward(ctx, row_grad: Tensor) -> tuple:
         query, candidates, scale, bias = ctx.saved_tensors
-        scaled = scale * query
-        query_grad, candidate_grad = torch.zeros_like(query), torch.empty_like(candidates)
-        scale_grad, bias_grad = torch.zeros_like(scale), torch.zeros_like(bias)
-        for start in range(0, len(candidates), ctx.tile):
-            part = slice(start, start + ctx.tile)
-            cosine = scaled @ candidates[part].t()
-            grad = (cosine + bias).sigmoid_().mul_(row_grad[:, None])
-            query_grad.addmm_(grad, candidates[part])
-            candidate_grad[part] = grad.t() @ scaled
-            scale_grad += torch.dot(grad.flatten(), cosine.flatten())
-            bias_grad += grad.sum()
-        return scale * query_grad, candidate_grad, scale_grad / scale, bias_grad, None
+        with torch.autocast(query.device.type, enabled=False):
+            scaled = scale * query
+            query_grad, candidate_grad = torch.zeros_like(query), torch.empty_like(candidates)
+            scale_grad, bias_grad = torch.zeros_like(scale), torch.zeros_like(bias)
+            for start in range(0, len(candidates), ctx.tile):
+                part = slice(start, start + ctx.tile)
+                cosine = scaled @ candidates[part].t()
+                grad = (cosine + bias).sigmoid_().mul_(row_grad[:, None])
+                query_grad.addmm_(grad, candidates[part])
+                candidate_grad[part] = grad.t() @ scaled
+                scale_grad += torch.dot(grad.flatten(), cosine.flatten())
+                bias_grad += grad.sum()
+            return scale * query_grad, candidate_grad, scale_grad / scale, bias_grad, None

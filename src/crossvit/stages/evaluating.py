@@ -26,8 +26,8 @@ from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5
-"""Of what evaluators measure; one more where they measure more, so that what is kept beside a stage is measured again."""
+FORMAT = 6
+"""Of what evaluators measure; one more where they measure more, or otherwise, so that what is kept beside a stage is measured again."""
 
 DATASETS = {
     "imagenet": "ImageNet",

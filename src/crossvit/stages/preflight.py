@@ -128,6 +128,11 @@ def check_terms(terms, data) -> None:
             raise UserError(
                 f"objective.{key} needs pairs with a label, and {name} has none: set objective.{key}.weight=0"
             )
+        if term.reads_truth and index.labels is not None and index.labels.max() > 1:
+            raise UserError(
+                f"objective.{key} reads labels 0 and 1, false and true, and {name} has more of them: set objective.{key}.weight=0, "
+                "e.g. objective=relation"
+            )
         if term.needs_two_images and not two_images:
             raise UserError(
                 f"objective.{key} needs statements about two pictures, and {name} has one each: "

@@ -13,6 +13,7 @@ from torch import Tensor
 from crossvit.data.batches import PairBatch
 from crossvit.models.crossvit import CrossViT
 from crossvit.models.text_encoder import TextFeatures
+from crossvit.objectives.gradients import gradients
 from crossvit.objectives.randomness import Replay
 from crossvit.tasks.pair_state import Towers, run_towers, unchanged_statistics
 
@@ -33,7 +34,7 @@ class ChunkedTowers:
 
     def gradients(self, loss: Tensor, parameters: Sequence[Tensor], loss_scale: float = 1.0) -> dict[Tensor, Tensor]:
         """Of `loss`, a function of `towers` and of the parameters, by the parameters that it depends on."""
-        found = torch.autograd.grad(loss_scale * loss, [*self.leaves, *parameters], allow_unused=True)
+        found = gradients(loss_scale * loss, [*self.leaves, *parameters])
         of_towers, direct = found[: len(self.leaves)], found[len(self.leaves) :]
         total = {p: grad for p, grad in zip(parameters, direct, strict=True) if grad is not None}
         start = [0] * len(self.leaves)
@@ -47,7 +48,7 @@ class ChunkedTowers:
                     wanted.append((output, grad[start[place] : end]))
                 start[place] = end
             outputs, grads = zip(*wanted, strict=True) if wanted else ((), ())
-            shares = torch.autograd.grad(outputs, parameters, grads, allow_unused=True) if outputs else []
+            shares = gradients(outputs, parameters, grads) if outputs else []
             for parameter, share in zip(parameters, shares, strict=bool(outputs)):
                 if share is not None:
                     total[parameter] = total[parameter] + share if parameter in total else share

@@ -19,7 +19,7 @@ from crossvit.metrics import (
 )
 from crossvit.metrics.pairs import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from crossvit.models.crossvit import CrossViT
-from crossvit.objectives.known_gradient import KnownGradient
+from crossvit.objectives.gradients import KnownGradient, gradients
 from crossvit.objectives.matching import match
 from crossvit.objectives.relation import relation_answers, two_image_answers
 from crossvit.objectives.term import PairState, Term
@@ -176,7 +176,7 @@ class CrossModalTask(Task):
         """Norm of a loss's gradient by what all terms share, the towers, averaged over processes as training averages it."""
         gather_blocks(self)
         trunk = [p for name, p in self.model.named_parameters() if p.requires_grad and name.startswith(TRUNK)]
-        found = torch.autograd.grad(loss, trunk, retain_graph=True, allow_unused=True) if loss.requires_grad else []
+        found = gradients(loss, trunk, retain_graph=True) if trunk and loss.requires_grad else []
         flat = [grad.flatten().float() for grad in found if grad is not None]
         gradient = torch.cat(flat) if flat else torch.zeros(1, device=loss.device)
         if world_size() > 1:

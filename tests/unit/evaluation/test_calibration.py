@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,9 @@ import torch
 from crossvit.data.batches import PairBatch
 from crossvit.errors import UserError
 from crossvit.evaluation.calibration import Calibration
+from crossvit.evaluation.robustness import Robustness
 from crossvit.evaluation.subject import Subject
+from crossvit.evaluation.verification import Verification
 from crossvit.metrics import auroc
 
 TRAINED = frozenset({"itc_image", "itc_text", "fusion", "itm"})
@@ -98,8 +101,12 @@ def test_one_split_is_parted_by_picture(data):
     found, kept = run(data, split="dev", fit_split=None)
     assert found["calibration", "Acc@1"].estimate.queries == 200
     assert kept["decision-calibration"]["data"]["splits"] == ["dev"]
-    other, _ = run(data, split="dev", fit_split="dev")
-    assert other["calibration", "Acc@1"].estimate.queries == 400
+
+
+@pytest.mark.parametrize("evaluator", [Calibration, partial(Robustness, space="text"), Verification])
+def test_no_threshold_is_fitted_on_the_test(data, evaluator):
+    with pytest.raises(UserError, match="fit_split=dev: the test itself"):
+        evaluator(data, split="dev", fit_split="dev")
 
 
 def test_what_is_not_trained_is_not_measured(data):

@@ -6,6 +6,7 @@ import torch
 from crossvit.data.batches import ImageBatch, TextBatch
 from crossvit.data.tokenizer import WordTokenizer
 from crossvit.errors import UserError
+from crossvit.evaluation import matching
 from crossvit.evaluation.matching import Matching, most_candidates
 from crossvit.evaluation.subject import Measurement, Subject, encode_corpus
 from tests.small import captions, cross_vit
@@ -64,11 +65,25 @@ def test_n_way(data):
 
 
 def test_more_candidates_than_there_are_distractors(data):
-    assert most_candidates(data, "val") == 4  # the first picture's two captions, and the second's, leave three
+    [pairs] = Matching.forms(data, "val")
+    assert most_candidates(pairs) == 4  # the first picture's two captions, and the second's, leave three
     Matching(data, candidates=4)
     for candidates in (1, 5):
         with pytest.raises(UserError, match=f"candidates={candidates}: val has distractors for 2 to 4"):
             Matching(data, candidates=candidates)
+
+
+def test_pictures_that_cannot_be_read_may_be_distractors_too_few(data, monkeypatch):
+    found = Matching(data, candidates=4)
+    whole = matching.encode_corpus
+
+    def damaged(subject, data, split):
+        corpus = whole(subject, data, split)
+        return corpus._replace(image=corpus.image[2:], image_id=corpus.image_id[2:])
+
+    monkeypatch.setattr(matching, "encode_corpus", damaged)
+    with pytest.raises(UserError, match="candidates=4: what could be read of val has distractors for 3"):
+        found(Subject(cross_vit().eval(), frozenset({"itc_image", "itc_text"}), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("rerank", [0, None, 2.5, True])

@@ -11,6 +11,7 @@ from crossvit.errors import UserError
 from crossvit.evaluation import class_precision, label_prompts, report_matching
 from crossvit.evaluation.class_precision import ClassPrecision
 from crossvit.evaluation.label_prompts import LabelPrompts
+from crossvit.evaluation.matching import most_candidates
 from crossvit.evaluation.report_matching import ReportMatching, merged
 from crossvit.evaluation.subject import Corpus, Subject
 from tests.small import cross_vit
@@ -70,6 +71,17 @@ def subject():
 
 def figures(measurements) -> dict:
     return {(m.task, m.direction, m.metric): m for m in measurements}
+
+
+def test_identical_reports_are_one_distractor(data):
+    data.images = lambda split: [(study, f"{study}.jpg") for study in FILMS]
+    data.captions = lambda split: [(row, study, f"report {REPORTS[row]}") for row, study in enumerate(STUDIES)]
+    shared, strictly = ReportMatching.forms(data, "test")
+    assert most_candidates(strictly) == 4  # the first study has two films of five, and three reports of others
+    assert most_candidates(shared) == 3  # two reports are another one's, and two films
+    data.captions = lambda split: [(row, study, "one report") for row, study in enumerate(STUDIES)]
+    with pytest.raises(UserError, match="candidates=2: test has distractors for 2 to 1"):
+        ReportMatching(data, "test", candidates=2)
 
 
 def test_identical_reports_are_one_candidate(corpus):

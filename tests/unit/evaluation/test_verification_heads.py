@@ -165,5 +165,5 @@ def test_with_consistency_the_statements_of_one_sentence_are_one_case(monkeypatc
 
 def test_pairs_without_a_label_are_no_statements():
     captions = SimpleNamespace(index=lambda split: SimpleNamespace(labels=None))
-    with pytest.raises(UserError, match="split=val: true/false needs pairs with a label"):
+    with pytest.raises(UserError, match="split=val: true/false needs pairs with a label, 0 or 1"):
         Verification(captions, split="val")

@@ -7,11 +7,13 @@ from crossvit.metrics import (
     Decision,
     auroc,
     best_threshold,
+    estimate_auroc,
     estimate_statistic,
     expected_calibration_error,
     platt_scaling,
     reliability,
     verification_accuracy,
+    wilson,
 )
 
 
@@ -108,31 +110,59 @@ class TestCalibrationError:
 
 
 class TestInterval:
-    def test_it_covers_the_true_value_about_as_often_as_it_says(self):
-        """Of the AUROC of two normals one deviation apart, 0.7602."""
-        covered = 0
-        for seed in range(30):
+    @pytest.mark.parametrize(("apart", "true"), [(1.0, 0.7602), (3.29, 0.9900)])
+    def test_it_covers_the_true_value_about_as_often_as_it_says(self, apart, true):
+        """Of the AUROC of two normals so many deviations apart; near 1, too, it does not miss on the flattering side."""
+        missed = {"above": 0, "below": 0}
+        for seed in range(200):
             generator = torch.Generator().manual_seed(seed)
-            labels = torch.arange(120) % 2
-            scores = torch.randn(120, generator=generator) + labels
-            found = estimate_statistic(auroc, scores, labels, resamples=100)
-            assert found.low <= found.value <= found.high and found.queries == 120
-            covered += found.low <= 0.7602 <= found.high
-        assert covered >= 26
+            labels = torch.arange(128) % 2
+            found = estimate_auroc(torch.randn(128, generator=generator) + apart * labels, labels)
+            assert found.low <= found.value <= found.high and found.queries == 128
+            missed["above"] += found.low > true
+            missed["below"] += found.high < true
+        assert max(missed.values()) <= 12  # five are expected on each side
+
+    def test_by_hand(self):
+        # placements of the true pairs 1, 1/2 and 3/4 (a tie with one of two), of the false ones 1 and 1/2: each moves the area by its
+        # distance from 3/4 over the number of its kind
+        scores, labels = torch.tensor([3.0, 1.0, 2.0, 0.0, 2.0]), torch.tensor([1, 1, 1, 0, 0])
+        size = (3 / 16) / (5 / 4 * (2 / 12**2 + 2 / 8**2))
+        found = estimate_auroc(scores, labels)
+        assert found == pytest.approx((3 / 4, *wilson(3 / 4 * size, size), 5))
+        # 1/12 and -1/12 together in two pictures: as good as 6.75 pairs, of which there are five
+        found = estimate_auroc(scores, labels, torch.tensor([0, 1, 0, 1, 1]))
+        assert found == pytest.approx((3 / 4, *wilson(3 / 4 * 5, 5), 5))
+
+    def test_the_variance_is_that_of_placements(self):
+        scores, labels = sample(200, 1.0, 0.0)
+        found = estimate_auroc(scores, labels)
+        true, false = scores[labels == 1], scores[labels == 0]
+        wins = (true[:, None] > false).double()
+        variance = wins.mean(1).var(correction=0) / len(true) + wins.mean(0).var(correction=0) / len(false)
+        value = wins.mean().item()
+        size = value * (1 - value) / (variance.item() * 200 / 199)
+        assert min(len(true), len(false)) < size < 200
+        assert found[:3] == pytest.approx((value, *wilson(value * size, size)))
+
+    def test_a_perfect_ranking_of_few_is_not_known_to_be_perfect(self):
+        found = estimate_auroc(torch.tensor([1.0, 2, 3, 4, 5, 6, 7]), torch.tensor([0, 0, 0, 0, 1, 1, 1]))
+        assert found[:3] == pytest.approx((1.0, *wilson(3, 3)))
+        assert estimate_auroc(torch.arange(6.0), torch.arange(6) < 3, torch.arange(6) % 2)[:3] == (0.0, *wilson(0, 2))
 
     def test_repeats_of_one_picture_do_not_narrow_it(self):
         scores, labels = sample(60, 1.0, 0.0)
-        once = estimate_statistic(auroc, scores, labels)
+        once = estimate_auroc(scores, labels)
         five = [x.repeat_interleave(5) for x in (scores, labels)]
-        clusters = torch.arange(60).repeat_interleave(5)
-        together = estimate_statistic(auroc, *five, clusters=clusters)
-        assert (together.low, together.high) == pytest.approx((once.low, once.high), abs=0.02)
-        apart = estimate_statistic(auroc, *five)
+        together = estimate_auroc(*five, torch.arange(60).repeat_interleave(5))
+        assert (together.low, together.high) == pytest.approx((once.low, once.high), abs=1e-6)
+        apart = estimate_auroc(*five)
         assert apart.high - apart.low < 0.7 * (once.high - once.low)
 
     def test_what_is_not_defined_is_not_a_number(self):
-        found = estimate_statistic(auroc, torch.arange(4.0), torch.ones(4))
-        assert math.isnan(found.value) and found[1:] == (0.0, 1.0, 4)
+        for found in (estimate_auroc, lambda *columns: estimate_statistic(auroc, *columns)):
+            found = found(torch.arange(4.0), torch.ones(4))
+            assert math.isnan(found.value) and found[1:] == (0.0, 1.0, 4)
 
 
 def test_misuse_is_named():

@@ -83,6 +83,9 @@ def test_the_interval_of_a_statistic_mirrors_the_percentiles_of_the_bootstrap():
     assert found[:3] == pytest.approx((value, 2 * value - high, 2 * value - low))
     lopsided = torch.tensor([1.0] * 9 + [0.0])
     assert estimate_statistic(mean, lopsided).high == 1.0 and estimate_statistic(mean, 1 - lopsided).low == 0.0
+    # no resample differs, which does not make it certain
+    assert estimate_statistic(mean, torch.ones(10))[:3] == (1.0, *wilson(10, 10))
+    assert estimate_statistic(mean, torch.ones(10), clusters=torch.arange(10) // 2)[:3] == (1.0, *wilson(5, 5))
 
 
 def test_bootstrap_draws_whole_clusters():

@@ -12,8 +12,8 @@ from crossvit.models.patch_encoder import PatchEncoder
 from crossvit.objectives.adversarial import ATTACKED, AdversarialLoss
 from crossvit.objectives.answers import Answers, answers
 from crossvit.objectives.attack import PROBE, Attack, Ball
+from crossvit.objectives.gradients import KnownGradient
 from crossvit.objectives.imitation import divergence
-from crossvit.objectives.known_gradient import KnownGradient
 from crossvit.objectives.matching import MatchingLoss, draw_negatives, match
 from crossvit.objectives.term import Perturbation
 from crossvit.tasks.pair_state import pair_state

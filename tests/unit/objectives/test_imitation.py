@@ -378,8 +378,8 @@ class TestCrossDual:
         assert not CrossDualLoss(generated_negatives=False).reads_negatives
         with pytest.raises(ValueError, match="nobody would learn"):
             CrossDualLoss(towers_learn=False, fusion_learns=False)
-        with pytest.raises(ValueError, match="nothing to choose from"):
-            CrossDualLoss(hard_negatives=False, generated_negatives=False)
+        off = CrossDualLoss(weight=0, hard_negatives=False, generated_negatives=False)  # as the matching term has them
+        assert not off.can_learn(labelled=True, generated=True)
 
 
 def test_the_control_of_imitation_is_as_soft_as_its_comment_says():

@@ -82,6 +82,16 @@ def test_value_and_gradients_are_those_of_the_whole_matrix(kind, smoothing, tile
         torch.testing.assert_close(grad, reference, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_within_autocast_it_is_differentiated_in_full_precision(kind):
+    mine, theirs = ([x.detach().float().requires_grad_() for x in leaves()] for _ in range(2))
+    expected = torch.autograd.grad(tiled(kind, *theirs, 0.0, 5), theirs[:4])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(tiled(kind, *mine, 0.0, 5), mine[:4])
+    for grad, reference in zip(found, expected, strict=True):
+        assert torch.equal(grad, reference)
+
+
 def test_gradients_by_differences():
     query, candidates, scale = unit(3, 4).double(), unit(5, 4, seed=1).double(), torch.tensor(3.0).double()
     inputs = [x.requires_grad_() for x in (query, candidates, scale)]

@@ -8,6 +8,7 @@ import torch
 
 from crossvit.config import StageConfig, check_signatures, compose, validate
 from crossvit.errors import UserError
+from crossvit.objectives.adversarial import AdversarialLoss
 from crossvit.objectives.contrastive import ContrastiveLoss
 from crossvit.objectives.imitation import CrossDualLoss
 from crossvit.objectives.matching import MatchingLoss
@@ -20,13 +21,13 @@ class Classes:
 
 
 class Pairs:
-    """Pairs of one or two pictures, with or without a label."""
+    """Pairs of one or two pictures, with or without labels 0 and 1, or up to `greatest`."""
 
     train_split, val_split, num_negatives = "train", None, 0
 
-    def __init__(self, pictures: int = 1, labelled: bool = False) -> None:
+    def __init__(self, pictures: int = 1, labelled: bool = False, greatest: int = 1) -> None:
         rows = np.zeros(4, np.int64) if pictures == 1 else np.zeros((4, pictures), np.int64)
-        self._index = SimpleNamespace(rows=rows, labels=np.zeros(4, np.int64) if labelled else None)
+        self._index = SimpleNamespace(rows=rows, labels=np.array([0, 1, greatest, 0]) if labelled else None)
 
     def index(self, split: str):
         assert split == self.train_split
@@ -58,6 +59,8 @@ def test_data_that_fit():
         ),
         (MatchingLoss(hard_negatives=False), Pairs(), "objective.it has no false pairs .*hard_negatives=true"),
         (CrossDualLoss(hard_negatives=False), Pairs(labelled=True), "objective.it has no false pairs"),
+        (MatchingLoss(), Pairs(labelled=True, greatest=2), "objective.it reads labels 0 and 1, .* objective=relation"),
+        (AdversarialLoss(), Pairs(labelled=True, greatest=2), "objective.it reads labels 0 and 1"),
     ],
 )
 def test_terms_without_what_they_need(term, data, message):
@@ -68,6 +71,8 @@ def test_terms_without_what_they_need(term, data, message):
 def test_terms_that_fit():
     check_terms({"itc": ContrastiveLoss()}, Pairs())
     check_terms({"relation": RelationLoss(), "itc": ContrastiveLoss()}, Pairs(labelled=True))
+    entailment = {"relation": RelationLoss(), "adversarial": AdversarialLoss(attack="relation")}
+    check_terms(entailment, Pairs(labelled=True, greatest=2))
     check_terms({"two_image": TwoImageLoss()}, Pairs(2, labelled=True))
     check_terms({"itm": MatchingLoss(hard_negatives=False)}, Pairs(labelled=True))
     told = Pairs()

@@ -16,6 +16,7 @@ from crossvit.objectives.contrastive import ContrastiveLoss
 from crossvit.objectives.imitation import CrossDualLoss, DistillationLoss
 from crossvit.objectives.masked import MaskedLanguageLoss
 from crossvit.objectives.matching import MatchingLoss
+from crossvit.objectives.sigmoid import SigmoidLoss
 from tests.distributed import run_distributed
 from tests.small import cross_modal, pairs
 
@@ -217,6 +218,30 @@ def test_each_terms_gradient_on_the_towers_is_logged(monkeypatch):
     assert all(p.grad is not None for p in trunk)
 
 
+@pytest.mark.parametrize("term", [ContrastiveLoss, SigmoidLoss])
+def test_in_half_precision_a_loss_in_tiles_logs_the_gradient_that_it_trains_by(term, monkeypatch):
+    task, logged = cross_modal({"term": term(tile=3)}), []
+    monkeypatch.setattr(type(task), "logs_this_step", True)
+    monkeypatch.setattr(task, "log_figures", logged.append)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        loss = task.training_step(BATCHES[0], 0)
+    loss.backward()
+    towers = ("patch_encoder", "vision", "text_encoder")
+    trunk = [p for n, p in task.model.named_parameters() if n.split(".")[0] in towers]
+    trained = torch.cat([p.grad.flatten() for p in trunk]).norm()
+    assert logged[0]["term/gradient"].item() == pytest.approx(trained.item(), rel=1e-5)
+
+
+def test_frozen_towers_have_no_gradient_to_log(monkeypatch):
+    task, logged = cross_modal({"itm": MatchingLoss()}), []
+    monkeypatch.setattr(type(task), "logs_this_step", True)
+    monkeypatch.setattr(task, "log_figures", logged.append)
+    for tower in (task.model.patch_encoder, task.model.vision, task.model.text_encoder):
+        tower.requires_grad_(False)
+    task.training_step(BATCHES[0], 0).backward()
+    assert logged[0]["itm/gradient"] == 0 and all(p.grad is not None for p in task.model.itm.parameters())
+
+
 def _uniform(n: int) -> torch.Tensor:
     """What the task draws in its first step."""
     import numpy as np
@@ -228,7 +253,7 @@ def _uniform(n: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"mlm": MaskedLanguageLoss()}, "objective.mlm needs itm or relation or two_image beside it"),
+        ({"mlm": MaskedLanguageLoss()}, "objective.mlm needs itm or relation beside it"),
         (
             {"itc": ContrastiveLoss(), "adversarial": AdversarialLoss()},
             "objective.adversarial needs itm beside it",

@@ -37,5 +37,6 @@ def load(path: str | Path, device: str = "cpu"):
     directory = stage_directories(Path(path))[-1]
     cfg = stored_config(directory)
     model, _ = restore_model(directory, cfg)
-    preprocess = Preprocess(cfg.data.image_size, cfg.data.fit, tuple(cfg.data.mean), tuple(cfg.data.std))
+    read = cfg.data.sources[cfg.data.eval_source].data if "sources" in cfg.data else cfg.data  # as in evaluation
+    preprocess = Preprocess(cfg.data.image_size, read.fit, tuple(cfg.data.mean), tuple(cfg.data.std))
     return model.to(device).eval(), preprocess, build_tokenizer(cfg)

@@ -197,14 +197,14 @@ def _check_lists(target: Composed, overrides: list[str], additions: dict[str, li
 
 
 def _stretch(cfg: DictConfig) -> None:
-    """`arm.length` times the steps or epochs, rounded up; the schedule, which goes by the trainer's length, stretches with them."""
+    """`arm.length` times the steps and epochs, rounded up, for either may end the stage; the schedule, which goes by the trainer's length,
+    stretches with them."""
     trainer, factor = cfg.trainer, cfg.arm.length
     if factor == 1:
         return
-    if trainer.max_steps > 0:
-        trainer.max_steps = math.ceil(round(trainer.max_steps * factor, 6))
-    else:
-        trainer.max_epochs = math.ceil(round(trainer.max_epochs * factor, 6))
+    for key in ("max_steps", "max_epochs"):
+        if (trainer[key] or 0) > 0:
+            trainer[key] = math.ceil(round(trainer[key] * factor, 6))
 
 
 def _as_overrides(name: str, extra: object) -> list[str]:

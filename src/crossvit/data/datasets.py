@@ -210,7 +210,10 @@ class PairDataset(PictureDataset):
         return group[_drawn(self.seed, key, len(group))]
 
     def may_flip(self, key: SampleKey) -> bool:
-        return _LEFT_OR_RIGHT.search(self.captions.texts[self.caption_of(key)]) is None
+        texts = [self.captions.texts[position := self.caption_of(key)]]
+        if self.negatives is not None:  # what is false of a picture may hold of its mirror image
+            texts += [self.negatives.texts[place] for place in self.negatives.group(position)]
+        return not any(map(_LEFT_OR_RIGHT.search, texts))
 
     def batch(self, images: Tensor, keys: list[SampleKey]) -> Loaded:
         truncated_before = self.tokenizer.truncated

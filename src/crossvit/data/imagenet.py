@@ -77,14 +77,18 @@ class ImageNetDataModule(CrossViTDataModule):
 
     def image_loader(self, split: str) -> EpochLoader:
         """Every picture of a split once, in order."""
-        dataset = ImageDataset(self._pictures(split), self.index(split).labels, self._eval_transform)
+        dataset = ImageDataset(
+            self._pictures(split, self._eval_transform), self.index(split).labels, self._eval_transform
+        )
         return self._eval_loader(split, dataset, self.num_workers)
 
     def eval_loaders(self, split: str) -> EpochLoader:
         return self.image_loader(split)
 
     def _train_dataset(self, split: str) -> ImageDataset:
-        return ImageDataset(self._pictures(split), self.index(split).labels, self._train_transform, self.seed)
+        return ImageDataset(
+            self._pictures(split, self._train_transform), self.index(split).labels, self._train_transform, self.seed
+        )
 
     def _read_split(self, split: str) -> ImageIndex:
         folder = self._images() / split

@@ -179,13 +179,25 @@ class MixtureDataModule(PairDataModule):
             )
         self.eval_source = next(source.data for source in self.sources if source.name == eval_source)
         self.samples = samples
+        if self.shuffled:
+            raise UserError(f"data.shuffled={self.shuffled}: give it to a source, data.sources.<name>.data.shuffled")
+
+    @property
+    def trainer(self):
+        """Lightning's; the sources have the same, for rank and world size."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer) -> None:
+        self._trainer = trainer
+        for source in getattr(self, "sources", ()):  # none while they are made
+            source.data.trainer = trainer
 
     def index(self, split: str) -> SplitIndex:
         """The joint split, or one of the evaluated source."""
         return super().index(split) if split == self.train_split else self.eval_source.index(split)
 
     def eval_loaders(self, split: str) -> EpochLoader | list[EpochLoader]:
-        self.eval_source.trainer = self.trainer  # for rank and world size
         return self.eval_source.eval_loaders(split)
 
     def text_policy(self) -> str:

@@ -202,7 +202,11 @@ class CrossViTDataModule(LightningDataModule):
                 index = self.index(split)
                 digest.update(split.encode())
                 for file in index.files:
-                    digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+                    digest.update(
+                        file.name.encode("utf-8", "surrogateescape")
+                        + b"\0"
+                        + hashlib.sha256(file.read_bytes()).digest()
+                    )
                 for line in index.pictures.described():
                     digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
             counts = {split: self.index(split).counts for split in splits}
@@ -269,10 +273,10 @@ class CrossViTDataModule(LightningDataModule):
 
     # for the datasets -----------------------------------------------------------------------------------------------
 
-    def _pictures(self, split: str) -> Pictures:
+    def _pictures(self, split: str, transform: TrainTransform | EvalTransform) -> Pictures:
         pictures = self.index(split).pictures
         if self.cache:
-            pictures.keep_in_memory()
+            pictures.keep_in_memory(transform.min_side)
         return pictures
 
     def _train_length(self, split: str) -> int:

@@ -97,7 +97,7 @@ class PairDataModule(CrossViTDataModule):
         index = self.index(split)
         source = exchanged(index.image_ids, shuffled, self.seed)
         return PairDataset(
-            self._pictures(split),
+            self._pictures(split, transform),
             index.rows[source],
             index.captions,
             index.image_ids[source],

@@ -104,7 +104,7 @@ class Table:
             if not image.startswith(start):
                 return f"{image} does not lie under data.images_root={self.images_root}"
             image = image.removeprefix(start)
-        return Row(image, captions)
+        return Row(os.path.normpath(image), captions)  # one name for one file
 
     def index(
         self, names: list[str], image_of: np.ndarray, texts: list[str], file: Path, defects: list[BadRecord]
@@ -233,7 +233,7 @@ def _read(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, A
     if file.suffix not in _SEPARATORS:
         raise UserError(f"data.annotations: {file.name} must end in {', '.join([*_SEPARATORS, '.jsonl'])}.")
     with open(file, encoding="utf-8-sig", newline="") as lines:  # some programs begin a table with a byte order mark
-        reader = csv.reader(lines, delimiter=_SEPARATORS[file.suffix])
+        reader = csv.reader(lines, delimiter=_SEPARATORS[file.suffix], strict=True)
         try:
             header = next(reader, [])
             absent = [column for column in columns if column not in header]
@@ -248,4 +248,7 @@ def _read(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, A
         except UnicodeDecodeError:
             raise UserError(f"{file}: not UTF-8 text. Save it as UTF-8.") from None
         except csv.Error as error:
-            raise UserError(f"{file}, line {reader.line_num}: {error}.") from None
+            raise UserError(
+                f"{file}, line {reader.line_num}: {error}. A cell that begins with a quote ends with one, and quotes within are doubled; "
+                "jsonl needs no such care."
+            ) from None

@@ -50,7 +50,7 @@ class StatementDataModule(PairDataModule):
 
     def image_loader(self, split: str) -> EpochLoader:
         """Every picture once, in order of its first statement: `ImageBatch(image, label = its position, index)`."""
-        pictures = self._pictures(split)
+        pictures = self._pictures(split, self._eval_transform)
         return self._eval_loader(
             split, ImageDataset(pictures, np.arange(len(pictures)), self._eval_transform), self.num_workers
         )

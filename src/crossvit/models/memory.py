@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-_KEPT: dict[bytes, dict[bytes, Tensor]] = {}
-"""Rows by the weights of the network that made them, then by the contents of the row."""
+_KEPT: dict[tuple[bytes, torch.dtype | None], dict[bytes, Tensor]] = {}
+"""Rows by the weights of the network that made them and the precision of autocast they were made in, then by the contents of the row."""
 
 
 class RowMemory:
     """What a frozen network has answered to single rows, by the contents of the row.
 
-    limit: most rows to keep; others are computed each time. network: whose answers they are; its weights at the first answer count.
+    limit: most rows to keep in a precision (of autocast, or without); others are computed each time. network: whose answers they are; its
+    weights at the first answer count.
     """
 
     def __init__(self, limit: int, network: nn.Module) -> None:
@@ -25,27 +26,32 @@ class RowMemory:
             raise ValueError(f"limit must be at least 1, got {limit}")
         self.limit = limit
         self.network = network
-        self._rows: dict[bytes, Tensor] | None = None
+        self._weights: bytes | None = None
 
     def __len__(self) -> int:
-        return len(self._rows or ())
+        return len(_KEPT.get(self._place(), ())) if self._weights is not None else 0
 
     def __reduce__(self) -> tuple:
         return RowMemory, (self.limit, self.network)
 
     def answer(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[Tensor]]) -> list[Tensor]:
         """The rows' outputs, in order; `compute` is called once, with the places of the keys that are not known."""
-        if self._rows is None:
-            self._rows = _KEPT.setdefault(_weights_digest(self.network), {})
-        unknown = [place for place, key in enumerate(keys) if key not in self._rows]
+        if self._weights is None:
+            self._weights = _weights_digest(self.network)
+        rows = _KEPT.setdefault(self._place(), {})
+        unknown = [place for place, key in enumerate(keys) if key not in rows]
         fresh = {}
         if unknown:
             with torch.no_grad():
                 fresh = dict(zip(unknown, compute(unknown), strict=True))
         for place, row in fresh.items():
-            if len(self._rows) < self.limit:
-                self._rows[keys[place]] = row.detach().clone()
-        return [fresh[place] if place in fresh else self._rows[key] for place, key in enumerate(keys)]
+            if len(rows) < self.limit:
+                rows[keys[place]] = row.detach().clone()
+        return [fresh[place] if place in fresh else rows[key] for place, key in enumerate(keys)]
+
+    def _place(self) -> tuple[bytes, torch.dtype | None]:
+        device = next((value.device.type for value in self.network.state_dict().values()), "cpu")
+        return self._weights, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def row_keys(rows: Iterable[Tensor]) -> list[bytes]:

@@ -17,7 +17,8 @@ class OpenCLIPTextEncoder(nn.Module):
 
     pretrained: None, a tag that open_clip fetches (`openai`), or a local file of weights of the whole model or its text
         tower.
-    freeze: the tower keeps its weights. Raises UserError for an unknown name or weights that cannot be had or do not
+    freeze: the tower keeps its weights. OpenAI's weights, and all that were trained with its activation, belong to the
+        names that end in `-quickgelu`. Raises UserError for an unknown name or weights that cannot be had or do not
         fit.
     """
 
@@ -28,7 +29,7 @@ class OpenCLIPTextEncoder(nn.Module):
         import open_clip
         from open_clip.transformer import QuickGELU, TextTransformer
 
-        config = open_clip.get_model_config(name)
+        config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
         if config is None:
             raise UserError(f"text_encoder.name={name}: open_clip has no such model; see open_clip.list_models()")
         text = config["text_cfg"]
@@ -37,7 +38,15 @@ class OpenCLIPTextEncoder(nn.Module):
                 f"text_encoder.name={name}: its text tower is no plain CLIP Transformer; choose e.g. ViT-B-32"
             )
         self.width = self.word_width = text["width"]
-        quick = config.get("quick_gelu", False) or _tag(name, pretrained).get("quick_gelu", False)
+        quick, tag = config.get("quick_gelu", False), _tag(name, pretrained)
+        if (
+            tag and tag.get("quick_gelu", False) != quick
+        ):  # the activation goes by the name, which stays with the weights
+            right = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
+            raise UserError(
+                f"text_encoder.pretrained={pretrained}: these weights were trained with another activation than {name} has: set "
+                f"text_encoder.name={right}"
+            )
         self.tower = TextTransformer(**text, proj_type="none", act_layer=QuickGELU if quick else nn.GELU)
         self.context_length = self.tower.context_length
         self.vocab_size = self.tower.vocab_size

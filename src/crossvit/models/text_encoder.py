@@ -64,6 +64,10 @@ class TextEncoder(nn.Module):
             raise ValueError(f"pooling {pooling!r}: choose cls, eot or mean")
         if causal and not positions:
             raise ValueError("positions=false with causal=true: a causal encoder knows the order of words all the same")
+        if causal and pooling == "cls":
+            raise ValueError(
+                "pooling=cls with causal=true: the first token reads nothing but itself; choose eot or mean"
+            )
         self.width = self.word_width = width
         self.context_length = context_length
         self.vocab_size = vocab_size

@@ -18,7 +18,6 @@ MODEL = (
     "torch.nn.",
     "timm.models.",
     "timm.layers.",
-    "open_clip.model.",
     "open_clip.transformer.",
 )
 OBJECTIVE = ("crossvit.objectives.",)

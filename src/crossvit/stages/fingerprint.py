@@ -47,6 +47,8 @@ NEUTRAL = {
 """Settings under which nothing is other than before there was such a key: stages from then keep their names."""
 BATCH_NORM = {"sync_batchnorm": "False"}
 """Of the whole batch on however many devices (`preflight.check_batch_norm`); said as one device says it, by whose name all go."""
+PATHS = ("folder", "checkpoint")
+"""Keys whose value is a path, however it is spelt."""
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".txt", ".json")
 
 
@@ -125,13 +127,13 @@ def _without(node: Any, names: tuple[str, ...]) -> Any:
     return node
 
 
-def _with_file_contents(node: Any) -> Any:
+def _with_file_contents(node: Any, is_path: bool = False) -> Any:
     """Replaces the path of a file or folder (pretrained weights, a vocabulary) by a hash of what it holds."""
     if isinstance(node, dict):
-        return {key: _with_file_contents(value) for key, value in node.items()}
+        return {key: _with_file_contents(value, key in PATHS) for key, value in node.items()}
     if isinstance(node, list):
         return [_with_file_contents(value) for value in node]
-    if isinstance(node, str) and ("/" in node or node.endswith(WEIGHT_FILES)) and Path(node).exists():
+    if isinstance(node, str) and (is_path or "/" in node or node.endswith(WEIGHT_FILES)) and Path(node).exists():
         return {"sha256": hash_path(Path(node))}
     return node
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,13 @@ def stored_config(directory: Path) -> DictConfig:
     register_resolvers()
     try:
         text = (directory / CONFIG).read_text(encoding="utf-8")
-        open_ends = re.findall(r"\$\{.*", PACKAGE_FILE.sub("", text))
+        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        open_ends = [part for word in _words(plain) for part in re.findall(r"\$\{.*", PACKAGE_FILE.sub("", word))]
         if open_ends:
             raise UserError(
                 f"{directory / CONFIG}: {open_ends[0]} is not resolved, and is not looked up; a stage's config holds values"
             )
-        cfg = OmegaConf.create(text)
-        cfg = OmegaConf.create(_without_initial_weights(OmegaConf.to_container(cfg, resolve=False)))
+        cfg = OmegaConf.create(_without_initial_weights(plain))
         complete = all(OmegaConf.select(cfg, key) is not None for key in NEEDED)
     except FileNotFoundError:
         raise UserError(f"{directory}: no {CONFIG}, so this is no stored stage") from None
@@ -81,6 +82,19 @@ def stored_config(directory: Path) -> DictConfig:
         reason = str(error).splitlines()[0].removeprefix("UserError raised while resolving interpolation: ")
         raise UserError(f"{directory / CONFIG}: {reason}") from None
     return cfg
+
+
+def _words(node: Any) -> Iterator[str]:
+    """All text in a config as yaml reads it: `"\\x24{...}"` in the file is `${...}` here."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _words(key)
+            yield from _words(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _words(value)
+    elif isinstance(node, str):
+        yield node
 
 
 def _without_initial_weights(node: Any) -> Any:

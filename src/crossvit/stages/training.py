@@ -20,6 +20,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
     """
     import lightning as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
     from crossvit.callbacks.checkpoint import WholeFile
     from crossvit.callbacks.interrupt import Interrupt
@@ -27,6 +28,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
     from crossvit.callbacks.rank_watch import RankWatch
     from crossvit.callbacks.resume import Resume
     from crossvit.callbacks.steps import StepCount
+    from crossvit.tasks.synced_norm import SyncedNorm
 
     # torch's own deprecation, raised inside Lightning at every stage
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
@@ -36,6 +38,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
 
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("_target_", None)
+    synced = [SyncedNorm()] if settings.pop("sync_batchnorm", False) else []
     settings["enable_checkpointing"] = (
         cfg.callbacks.get("checkpoint") is not None
     )  # else Lightning puts in one of its own
@@ -55,7 +58,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
             **settings,
             default_root_dir=str(directory),
             callbacks=[Resume(), StepCount(), *callbacks, RankWatch(cfg.collective_timeout), interrupt],
-            plugins=[WholeFile(), around.environment],
+            plugins=[WholeFile(), around.environment, *synced],
             logger=loggers,
             use_distributed_sampler=False,
         )
@@ -66,6 +69,11 @@ def build_trainer(cfg: DictConfig, directory: Path):
         raise UserError(f"trainer: {reason}") from error
     if cfg.trainer.precision == "16-mixed" and trainer.precision_plugin.precision != "16-mixed":
         raise UserError("trainer.precision=16-mixed: a CPU has no use for it; set trainer.precision=bf16-mixed or 32")
+    if place().launcher is None and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices} finds {trainer.num_devices} devices here, and trainer.strategy={cfg.trainer.strategy} "
+            "would start the whole command once for each: name the strategy, e.g. trainer=ddp, or set trainer.devices=1"
+        )
     set_timeout(trainer.strategy, cfg.collective_timeout)
     return trainer
 

@@ -30,7 +30,8 @@ def run_towers(model: CrossViT, batch: PairBatch) -> Towers:
     patches = model.patch_encoder(pictures).patches
     visual = model.visual_tokens(patches, pictures.shape[-2:])
     words = model.text_encoder.embed(batch.tokens)
-    text = model.text_features(batch.tokens, batch.token_mask, words)
+    # of a frozen encoder's words nothing is asked: it may know the text
+    text = model.text_features(batch.tokens, batch.token_mask, words if words.requires_grad else None)
     negatives = None
     if batch.negatives is not None:
         negatives = model.text_features(batch.negatives.flatten(0, 1), batch.negatives_mask.flatten(0, 1))

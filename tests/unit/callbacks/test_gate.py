@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from crossvit.callbacks.checkpoint import StageCheckpoint
+from crossvit.callbacks.early_stopping import EarlyStopping
 from crossvit.callbacks.gate import Gate
 from crossvit.errors import UserError
 
@@ -80,6 +81,14 @@ def test_what_opened_it_is_logged(tmp_path, caplog):
 def test_a_resumed_stage_whose_gate_has_opened_trains_no_further(tmp_path):
     assert epochs_trained(tmp_path, Gate("val/accuracy", 0.85)) == 3
     assert epochs_trained(tmp_path, Gate("val/accuracy", 0.85), resume=True) == 3
+
+
+def test_a_resumed_stage_that_has_risen_no_more_trains_no_further(tmp_path):
+    def stopping() -> EarlyStopping:
+        return EarlyStopping("val/accuracy", mode="max", patience=1)
+
+    assert epochs_trained(tmp_path, stopping()) == 4  # 0.7 after 0.9
+    assert epochs_trained(tmp_path, stopping(), resume=True) == 4
 
 
 def test_a_figure_that_no_validation_logs_is_named(tmp_path):

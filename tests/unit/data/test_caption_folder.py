@@ -49,6 +49,13 @@ def test_a_training_folder_of_another_name_is_not_the_whole_root(root, tokenizer
         make(root, tokenizer).validate()
 
 
+def test_names_in_an_old_encoding(root, tokenizer):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    for ending in ("PNG", "txt"):
+        (root / f"train/0.{ending}").rename(root / f"train/{name}.{ending}")
+    assert make(root, tokenizer).manifest(("train",))["sha256"] != ""
+
+
 def test_text_files_that_cannot_be_used(root, tokenizer):
     (root / "train/0.txt").unlink()
     (root / "train/1.txt").write_text("\n")

@@ -200,3 +200,12 @@ def test_datasets_travel_to_spawned_workers(folder, tokenizer):
     copy = pickle.loads(pickle.dumps(dataset))
     wanted = keys(1, 3, 4)
     assert torch.equal(copy.__getitems__(wanted).batch.image, dataset.__getitems__(wanted).batch.image)
+
+
+def test_no_picture_is_mirrored_whose_false_captions_could_then_be_true(folder, tokenizer):
+    texts = [["red above blue"]] * 4 + [["red left of blue"], ["red above blue"]]
+    false = ["blue above red"] * 4 + ["red above blue", "red LEFT of blue"]
+    negatives = Captions(PackedStrings(false), np.arange(COUNT + 1))
+    data = pairs(folder, tokenizer, texts=texts, negatives=negatives, num_negatives=1)
+    assert [data.may_flip(key) for key in keys(0, *range(COUNT))] == [True] * 4 + [False] * 2
+    assert pairs(folder, tokenizer, texts=texts).may_flip(SampleKey(0, 5))

@@ -4,6 +4,7 @@ import logging
 import pickle
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -166,6 +167,7 @@ def test_what_does_not_mix(sources, tokenizer, tmp_path, picture, write_jsonl, i
 
     refused(r"data\.eval_source=gone is not one of the sources: coco, vsr", eval_source="gone")
     refused(r"data\.samples=0", samples=0)
+    refused(r"data\.shuffled=0\.5: give it to a source", shuffled=0.5)
     sources["coco"]["weight"] = -1
     refused(r"data\.sources\.coco\.weight=-1 must not be negative")
     sources["coco"]["weight"] = 1e-9
@@ -221,6 +223,12 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(sources, tokenizer, t
     whole = fit()
     assert len(whole) == 15 and whole[0][1] != whole[5][1]
     assert fit(str(tmp_path / "step=7.ckpt"), workers=1) == whole[7:]
+
+
+def test_every_source_knows_the_rank(sources, tokenizer):
+    data = make(sources, tokenizer)
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2, default_root_dir=".")
+    assert [source.data._rank_and_world_size() for source in data.sources] == [(1, 2)] * 2
 
 
 def test_dataset_passes_through_a_pickle(sources, tokenizer):

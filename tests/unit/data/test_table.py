@@ -92,6 +92,12 @@ def test_one_file_without_splits(root, tokenizer):
         assert train and held and not train & held
 
 
+def test_one_file_has_one_name(root, tokenizer):
+    (root / "train.csv").write_text("image,caption\n0.png,red\n./0.png,blue\nmore/../0.png,green\n1.png,square\n")
+    ids = [image_id for _, image_id, _ in make(root, tokenizer).captions("train")]
+    assert len(set(ids[:3])) == 1 and ids[3] != ids[0]
+
+
 def test_rows_that_cannot_be_used(root, tokenizer):
     (root / "train.csv").write_text("image,caption\n0.png,red\n,blue\n1.png\n\n2.png, \n")
     data = make(root, tokenizer, max_bad_fraction=0.8)
@@ -103,6 +109,11 @@ def test_rows_that_cannot_be_used(root, tokenizer):
         make(root, tokenizer).index("train")
     (root / "train.csv").write_text(f'image,caption\n0.png,"{"x" * 200_000}\n')
     with pytest.raises(UserError, match=r"train\.csv, line 2: field larger"):
+        make(root, tokenizer).index("train")
+    (root / "train.csv").write_text('image,caption\n0.png,"to be or not\n1.png,red\n')
+    with pytest.raises(
+        UserError, match=r"train\.csv, line 3: unexpected end of data\. A cell that begins with a quote"
+    ):
         make(root, tokenizer).index("train")
     with pytest.raises(UserError, match=r"train\.xlsx is not there(.|\n)*or \.tsv, \.jsonl"):
         make(root, tokenizer, annotations="{split}.xlsx").validate()

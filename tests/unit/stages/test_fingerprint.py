@@ -169,6 +169,16 @@ def test_a_folder_counts_by_its_files(tmp_path):
     assert module.hash_path(tmp_path / "a") != module.hash_path(tmp_path / "b")
 
 
+def test_a_folder_counts_by_its_files_however_it_is_spelt(tmp_path, monkeypatch):
+    (tmp_path / "minilm").mkdir()
+    (tmp_path / "minilm" / "weights").write_bytes(b"w")
+    monkeypatch.chdir(tmp_path)
+    known = {"folder": {"sha256": module.hash_path(tmp_path / "minilm")}}
+    for spelling in ("minilm", "./minilm", str(tmp_path / "minilm")):
+        assert module._with_file_contents({"folder": spelling}) == known
+    assert module._with_file_contents({"name": "minilm"}) == {"name": "minilm"}
+
+
 def test_a_new_code_version_trains_again(base, monkeypatch):
     monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
     assert mark() != base

@@ -106,6 +106,10 @@ def targets(mark) -> dict[str, dict]:
         "a logger of lightning": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(mark)},
         "a reader that runs commands": {"_target_": "crossvit.data.shards.stream.StreamDataModule", "root": f"pipe:touch {mark}"},
         "a checkpoint writer": {"_target_": "timm.utils.CheckpointSaver", "model": None, "optimizer": None},
+        "a model that is fetched": {
+            "_target_": "open_clip.model.CustomTextCLIP", "embed_dim": 8, "text_cfg": {"hf_model_name": "stranger/model"},
+            "vision_cfg": {"timm_model_name": "hf_hub:stranger/model", "timm_model_pretrained": True},
+        },
         "a store": {"_target_": "crossvit.stages.store.StageStore", "root": str(mark)},
     }  # fmt: skip
 
@@ -149,6 +153,17 @@ def test_nothing_is_looked_up(stage, monkeypatch, value):
     with pytest.raises(UserError, match="is not resolved, and is not looked up") as caught:
         stored_config(stage)
     assert "v4lue" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", [r'"\x24{oc.env:MARKER}"', r'{"\x24{oc.env:MARKER}": 1}', r'["\u0024{oc.env:MARKER}"]']
+)
+def test_nothing_that_yaml_has_spelt_otherwise_is_looked_up(stage, monkeypatch, text):
+    monkeypatch.setenv("MARKER", "v4lue-of-the-environment")
+    config = stage / "config.yaml"
+    config.write_text(config.read_text() + f"\nmore: {text}\n")
+    with pytest.raises(UserError, match=r"\$\{oc\.env:MARKER\} is not resolved, and is not looked up"):
+        stored_config(stage)
 
 
 @pytest.mark.parametrize("path", ["../../../../etc/passwd", "/etc/passwd", "nn/../../x"])

@@ -16,6 +16,7 @@ from crossvit.data.module import CrossViTDataModule, SplitIndex
 from crossvit.data.reading.annotations import text_id
 from crossvit.data.reading.bad_samples import BadRecord
 from crossvit.data.reading.pictures import CroppedPictures
+from crossvit.data.shards.stream import StreamDataModule
 from crossvit.errors import UserError
 
 FAULTS = {
@@ -96,6 +97,10 @@ def check(
     """
     if unknown := sorted(set(allow) - FAULTS.keys()):
         raise UserError(f"allow={unknown[0]} is not one of {', '.join(FAULTS)}.")
+    if isinstance(data, StreamDataModule) and data.train_split in splits:
+        raise UserError(
+            "data=stream: its training split has no end to check; fetch the tars and check them by data=shards."
+        )
     if isinstance(data, MixtureDataModule):
         raise UserError("data=mixture: check each of its sources by itself, e.g. data=coco.")
     read = [_read(data, name, decode, workers, progress) for name in splits]

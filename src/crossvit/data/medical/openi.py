@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,8 @@ class OpenIDataModule(ReportDataModule):
             left_out["films of other views left out"] += len(study.films) - len(wanted)
             left_out["reports without film left out"] += not wanted
             kept += [study._replace(films=wanted)] if wanted else []
+        if views and studies and not any(bare(name) in views for study in studies for name in study.films):
+            raise UserError(f"{projections[0]} names none of the films of {self.root}: is it of another download?")
         return kept, [*projections, *files], defects, left_out
 
     def _projections(self) -> tuple[dict[str, str], list[Path]]:
@@ -133,9 +136,10 @@ class OpenIDataModule(ReportDataModule):
 
 
 def bare(name: str) -> str:
-    """A film's name without folder and ending, the same in both forms: `CXR1_1_IM-0001-4001.png` and `1_IM-0001-4001.dcm.png`."""
+    """A film's name without folder and ending, the same in both forms: `1_IM-0001-4001.dcm.png` is `CXR1_1_IM-0001-4001.png` in the
+    official one, where all studies but the first are named like `CXR1000_IM-0003-1001.png`."""
     stem = Path(name).name.removesuffix(".png").removesuffix(".dcm")
-    return stem.split("_", 1)[1] if stem.startswith("CXR") and "_" in stem else stem
+    return re.sub(r"^CXR(?:\d+_)?(?=\d+_)", "", stem)
 
 
 def in_split(uid: int, split: str) -> bool:

@@ -138,7 +138,9 @@ class ReportDataModule(PairDataModule):
 
     def image_loader(self, split: str) -> EpochLoader:
         """Every film once, in order."""
-        dataset = ImageDataset(self._pictures(split), self.index(split).image_ids, self._eval_transform)
+        dataset = ImageDataset(
+            self._pictures(split, self._eval_transform), self.index(split).image_ids, self._eval_transform
+        )
         return self._eval_loader(split, dataset, self.num_workers)
 
     def text_loader(self, split: str) -> EpochLoader:

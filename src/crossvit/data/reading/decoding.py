@@ -14,6 +14,9 @@ from torch import Tensor
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels than this are refused (the limit at which Pillow warns of decompression bombs)."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is read. Pillow knows more, PostScript among them, for which it starts another program on what a stranger wrote."""
+
 _JPEG = b"\xff\xd8\xff"
 _LARGE_FILE = 131_072  # bytes; a JPEG above it may be decoded at a part of its size
 _FRAMES = {0xC0 + kind for kind in range(16)} - {
@@ -125,7 +128,7 @@ def read_picture(path: str) -> bytes:
 def _open(path: str, data: bytes) -> Image.Image:
     """Read the header and refuse what is too large."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadSample(path, f"more than {MAX_PIXELS} pixels") from None
     except Exception:  # damaged headers raise nearly any type

@@ -36,6 +36,7 @@ class Pictures:
                     (r for r, root in enumerate(self.roots) if _holds(folders, os.path.join(root, name))), 0
                 )
         self._cached: Tensor | None = None
+        self._cached_for: int | None = None
         self._bad: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -47,7 +48,7 @@ class Pictures:
 
     def read(self, position: int, min_side: int | None = None) -> Tensor:
         """uint8 (3, H, W). For `min_side` and errors see `decode_image`."""
-        if self._cached is None:
+        if self._cached is None or min_side != self._cached_for:
             return self._decode(position, min_side)
         if position in self._bad:
             raise BadSample(self.path(position), self._bad[position])
@@ -73,19 +74,21 @@ class Pictures:
         """The content of a picture's file. Raises BadSample where it cannot be read."""
         return read_picture(self.path(position))
 
-    def keep_in_memory(self) -> None:
-        """Decode everything once into one uint8 tensor (n, 3, H, W), which forked workers share.
+    def keep_in_memory(self, min_side: int | None = None) -> None:
+        """Decode everything once into one uint8 tensor (n, 3, H, W), which forked workers share, as `read(..., min_side)` does.
 
-        Samples stay exactly as they are without it, so all pictures must be of one size.
+        Samples stay exactly as they are without it, so all pictures must be of one size. Read with another `min_side`, a picture comes
+        from its file.
 
         Raises:
             UserError: two pictures differ in size, or the tensor would take more than half of the machine's memory.
         """
         if self._cached is not None:
             return
+        self._cached_for = min_side
         for position in range(len(self)):
             try:
-                image = self._decode(position)
+                image = self._decode(position, min_side)
             except BadSample as error:
                 self._bad[position] = error.reason
                 continue

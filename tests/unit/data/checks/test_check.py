@@ -15,6 +15,7 @@ from crossvit.data.checks.words import lines
 from crossvit.data.coco import COCODataModule
 from crossvit.data.imagenet import ImageNetDataModule
 from crossvit.data.karpathy import KarpathyDataModule
+from crossvit.data.shards.stream import StreamDataModule
 from crossvit.data.vsr import VSRDataModule
 from crossvit.errors import UserError
 from tests.unit.data.conftest import save_picture
@@ -185,6 +186,13 @@ def test_releases_are_told_apart(make, tmp_path):
 def test_an_unknown_fault_cannot_be_allowed(coco):
     with pytest.raises(UserError, match="allow=leak is not one of counts, records"):
         check(coco(), ["train"], allow=["leak"])
+
+
+def test_a_stream_is_not_checked_to_its_end():
+    stream = object.__new__(StreamDataModule)
+    stream.train_split = "train"
+    with pytest.raises(UserError, match="data=stream: its training split has no end to check"):
+        check(stream, ["train"])
 
 
 def test_every_check_has_a_sentence():

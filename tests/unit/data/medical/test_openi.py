@@ -26,6 +26,11 @@ STUDIES = {
 }
 
 
+def official_name(uid: int, name: str) -> str:
+    """As the library names its films: the first study's number stands twice."""
+    return f"CXR1_1_{name}" if uid == 1 else f"CXR{uid}_{name}"
+
+
 def projections(root):
     with (root / "indiana_projections.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -55,9 +60,9 @@ def official(tmp_path, picture):
     (root / "NLMCXR_png").mkdir()
     for uid, (headings, findings, impression, films) in STUDIES.items():
         for number, (name, _) in enumerate(films):
-            picture(root / "NLMCXR_png" / f"CXR{uid}_{uid}_{name}.png", 10 * uid + number)
+            picture(root / "NLMCXR_png" / f"{official_name(uid, name)}.png", 10 * uid + number)
         images = "".join(
-            f'<parentImage id="CXR{uid}_{uid}_{name}"><caption>Chest</caption></parentImage>' for name, _ in films
+            f'<parentImage id="{official_name(uid, name)}"><caption>Chest</caption></parentImage>' for name, _ in films
         )
         texts = f'<AbstractText Label="FINDINGS">{findings}</AbstractText><AbstractText Label="IMPRESSION">{impression}</AbstractText>'
         majors = "".join(f"<major>{heading}</major>" for heading in headings)
@@ -100,6 +105,14 @@ def test_both_forms_say_the_same(kaggle, official, tokenizer):
     for root in (kaggle, official):
         (batch,) = module(root, tokenizer).image_loader("all")
         assert batch.label.tolist() == [1, 3] and batch.image.shape == (2, 3, 8, 8)
+
+
+def test_views_of_other_films(official, tokenizer):
+    (official / "indiana_projections.csv").write_text(
+        "uid,filename,projection\n1,another_IM-0001-4001.dcm.png,Frontal\n"
+    )
+    with pytest.raises(UserError, match=r"indiana_projections\.csv names none of the films"):
+        module(official, tokenizer).validate()
 
 
 def test_the_xml_alone_does_not_name_the_views(official, tokenizer):

@@ -113,6 +113,18 @@ def test_zero_bytes_missing_folder_and_text(tmp_path):
         decode_image(tmp_path)
 
 
+def test_what_starts_another_program_is_no_picture(tmp_path, monkeypatch):
+    def started(*command, **options):
+        raise AssertionError(f"started {command}")
+
+    monkeypatch.setattr("subprocess.check_call", started)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.jpg").write_bytes(script)
+    with pytest.raises(BadSample, match="not a picture"):
+        decode_image(tmp_path / "a.jpg")
+
+
 def test_floating_point_picture(tmp_path):
     path = save(tmp_path / "a.tiff", Image.fromarray(np.ones((4, 4), dtype=np.float32)))
     with pytest.raises(BadSample, match="floating-point"):

@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from crossvit.data.reading import pictures as module
 from crossvit.data.reading.decoding import BadSample
@@ -53,6 +54,17 @@ def test_memory_holds_the_same_pictures(folder, caplog):
     assert torch.equal(pictures.read(0), expected)
     with pytest.raises(BadSample, match="zero bytes"):
         pictures.read(2)
+
+
+def test_memory_holds_what_is_read_at_a_part_of_the_size(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=95)
+    assert (tmp_path / "a.jpg").stat().st_size > 131_072
+    plain, kept = (Pictures(["a.jpg"], [tmp_path]) for _ in range(2))
+    kept.keep_in_memory(100)
+    assert plain.read(0, 100).shape == (3, 100, 125)
+    for min_side in (100, 150, None):
+        assert torch.equal(kept.read(0, min_side), plain.read(0, min_side))
 
 
 def test_memory_needs_pictures_of_one_size(folder, picture):

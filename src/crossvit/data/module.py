@@ -202,11 +202,8 @@ class CrossViTDataModule(LightningDataModule):
                 index = self.index(split)
                 digest.update(split.encode())
                 for file in index.files:
-                    digest.update(
-                        file.name.encode("utf-8", "surrogateescape")
-                        + b"\0"
-                        + hashlib.sha256(file.read_bytes()).digest()
-                    )
+                    name = file.name.encode("utf-8", "surrogateescape")
+                    digest.update(name + b"\0" + hashlib.sha256(file.read_bytes()).digest())
                 for line in index.pictures.described():
                     digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
             counts = {split: self.index(split).counts for split in splits}

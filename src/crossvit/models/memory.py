@@ -50,7 +50,7 @@ class RowMemory:
         return [fresh[place] if place in fresh else rows[key] for place, key in enumerate(keys)]
 
     def _place(self) -> tuple[bytes, torch.dtype | None]:
-        device = next((value.device.type for value in self.network.state_dict().values()), "cpu")
+        device = next((parameter.device.type for parameter in self.network.parameters()), "cpu")
         return self._weights, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 

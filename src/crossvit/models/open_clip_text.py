@@ -39,9 +39,8 @@ class OpenCLIPTextEncoder(nn.Module):
             )
         self.width = self.word_width = text["width"]
         quick, tag = config.get("quick_gelu", False), _tag(name, pretrained)
-        if (
-            tag and tag.get("quick_gelu", False) != quick
-        ):  # the activation goes by the name, which stays with the weights
+        # the activation goes by the name, which stays with the weights of a stage
+        if tag and tag.get("quick_gelu", False) != quick:
             right = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
             raise UserError(
                 f"text_encoder.pretrained={pretrained}: these weights were trained with another activation than {name} has: set "

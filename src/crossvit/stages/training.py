@@ -24,6 +24,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
 
     from crossvit.callbacks.checkpoint import WholeFile
     from crossvit.callbacks.interrupt import Interrupt
+    from crossvit.callbacks.leave_group import LeaveGroup
     from crossvit.callbacks.preempted import Preempted
     from crossvit.callbacks.rank_watch import RankWatch
     from crossvit.callbacks.resume import Resume
@@ -57,7 +58,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
         trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
-            callbacks=[Resume(), StepCount(), *callbacks, RankWatch(cfg.collective_timeout), interrupt],
+            callbacks=[Resume(), StepCount(), *callbacks, RankWatch(cfg.collective_timeout), LeaveGroup(), interrupt],
             plugins=[WholeFile(), around.environment, *synced],
             logger=loggers,
             use_distributed_sampler=False,

@@ -180,7 +180,14 @@ def plain():
     return compose([])
 
 
-@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "arm"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(o, marks=[pytest.mark.slow] * (o not in ("base", "late", "bag_of_words", "full")))
+        for g, o in OPTIONS
+        if g == "arm"
+    ],
+)
 def test_an_arm_composes_says_its_own_name_and_changes_something(option, plain):
     arm = compose([f"arm={option}"])
     validate(arm)

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import struct
+from itertools import product
 
 import lightning as L
 import pytest
@@ -114,8 +115,19 @@ def targets(mark) -> dict[str, dict]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("place", ["patch_encoder", "vision", "text_encoder", "fusion", "tokenizer", "vision.width"])
-@pytest.mark.parametrize("what", targets(""))
+def everything_somewhere(*places: str) -> list:
+    """(place, what): every node at the first place and the first node at every place; the rest of the product is slow."""
+    first, *_ = whats = list(targets(""))
+    return [
+        pytest.param(place, what, marks=[pytest.mark.slow] * (place != places[0] and what != first))
+        for place, what in product(places, whats)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    everything_somewhere("text_encoder", "patch_encoder", "vision", "fusion", "tokenizer", "vision.width"),
+)
 def test_a_config_that_builds_something_else(stage, mark, what, place):
     spoil(stage, place, targets(mark)[what])
     with pytest.raises(UserError, match=r"_target_=.*(may be built here|cannot be imported)|damaged"):
@@ -123,8 +135,7 @@ def test_a_config_that_builds_something_else(stage, mark, what, place):
     untouched(stage, mark)
 
 
-@pytest.mark.parametrize("place", ["optimizer.algorithm", "scheduler", "objective.itm"])
-@pytest.mark.parametrize("what", targets(""))
+@pytest.mark.parametrize(("place", "what"), everything_somewhere("optimizer.algorithm", "scheduler", "objective.itm"))
 def test_the_task_of_a_stored_config(stage, mark, what, place):
     """An evaluation rebuilds it for its classifier."""
     from crossvit.stages.build import build_task

@@ -142,7 +142,8 @@ def estimate_by_influence(
     Args:
         value: the statistic.
         influence: (Q,) how far each row moves it; the sum of their squares, or of those of their sums in clusters, is its variance.
-        least: the effective size is no less than that, and no more than Q. Where no row moves the value (0, or 1) it is that.
+        least: the effective size is no less than that, and no more than Q; it is that where the value is 0 or 1, and Q where no row moves
+            another value.
         clusters: (Q,) int64.
     """
     count = len(influence)

@@ -130,6 +130,8 @@ class TestInterval:
         size = (3 / 16) / (5 / 4 * (2 / 12**2 + 2 / 8**2))
         found = estimate_auroc(scores, labels)
         assert found == pytest.approx((3 / 4, *wilson(3 / 4 * size, size), 5))
+        found = estimate_auroc(scores, labels, confidence=0.5)
+        assert found == pytest.approx((3 / 4, *wilson(3 / 4 * size, size, 0.5), 5))
         # 1/12 and -1/12 together in two pictures: as good as 6.75 pairs, of which there are five
         found = estimate_auroc(scores, labels, torch.tensor([0, 1, 0, 1, 1]))
         assert found == pytest.approx((3 / 4, *wilson(3 / 4 * 5, 5), 5))
@@ -148,6 +150,8 @@ class TestInterval:
     def test_a_perfect_ranking_of_few_is_not_known_to_be_perfect(self):
         found = estimate_auroc(torch.tensor([1.0, 2, 3, 4, 5, 6, 7]), torch.tensor([0, 0, 0, 0, 1, 1, 1]))
         assert found[:3] == pytest.approx((1.0, *wilson(3, 3)))
+        found = estimate_auroc(torch.arange(7.0), torch.arange(7) > 1)  # two false ones
+        assert found[:3] == pytest.approx((1.0, *wilson(2, 2)))
         assert estimate_auroc(torch.arange(6.0), torch.arange(6) < 3, torch.arange(6) % 2)[:3] == (0.0, *wilson(0, 2))
 
     def test_repeats_of_one_picture_do_not_narrow_it(self):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crossvit.metrics import bootstrap, estimate, estimate_statistic, wilson
+from crossvit.metrics.intervals import estimate_by_influence
 
 
 def test_wilson_against_published_values():
@@ -80,18 +81,28 @@ def test_the_interval_of_a_statistic_mirrors_the_percentiles_of_the_bootstrap():
     found = estimate_statistic(mean, values, confidence=0.5)
     low, high = bootstrap(values, resamples=500, confidence=0.5)
     value = mean(values)
-    assert found[:3] == pytest.approx((value, 2 * value - high, 2 * value - low))
+    assert found == pytest.approx((value, 2 * value - high, 2 * value - low, 50))
     lopsided = torch.tensor([1.0] * 9 + [0.0])
     assert estimate_statistic(mean, lopsided).high == 1.0 and estimate_statistic(mean, 1 - lopsided).low == 0.0
     # no resample differs, which does not make it certain
     assert estimate_statistic(mean, torch.ones(10))[:3] == (1.0, *wilson(10, 10))
     assert estimate_statistic(mean, torch.ones(10), clusters=torch.arange(10) // 2)[:3] == (1.0, *wilson(5, 5))
+    assert estimate_statistic(mean, torch.ones(10), confidence=0.5) == (1.0, *wilson(10, 10, 0.5), 10)
 
 
 def test_bootstrap_draws_whole_clusters():
     values = torch.randn(50, generator=torch.Generator().manual_seed(0))
     low, high = bootstrap(values.repeat_interleave(4), torch.arange(50).repeat_interleave(4))
     assert (low, high) == pytest.approx(bootstrap(values), abs=1e-6)
+
+
+def test_the_interval_of_a_statistic_draws_whole_clusters():
+    def spread(values):
+        return values.std(correction=0).item() / 3
+
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    found = estimate_statistic(spread, values.repeat(4), clusters=torch.arange(50).repeat(4))
+    assert found == pytest.approx((*estimate_statistic(spread, values)[:3], 200), abs=1e-6)
 
 
 def test_effective_size_of_clusters_by_hand():
@@ -107,6 +118,16 @@ def test_effective_size_of_clusters_by_hand():
     # clusters of one mean have no variance
     found = estimate(torch.tensor([1.0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]))
     assert (found.low, found.high) == pytest.approx(wilson(2, 4))
+
+
+def test_effective_size_by_influence_by_hand():
+    # two clusters that move it by 1/8 and -1/8: a variance of 2 / 64 x 2 = 1 / 16, that of a share of 1/2 among 4
+    influence = torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1]) / 32
+    found = estimate_by_influence(0.5, influence, least=2, clusters=torch.arange(8) // 4)
+    assert found == pytest.approx((0.5, *wilson(2, 4), 8))
+    # nothing moves it, and it is not at an end: all count
+    found = estimate_by_influence(0.5, torch.zeros(8), least=2, confidence=0.5)
+    assert found == pytest.approx((0.5, *wilson(4, 8, 0.5), 8))
 
 
 def test_clusters_of_another_length_are_refused():

@@ -491,6 +491,7 @@ class TestSettings:
             ({"algorithm": "vat", "eps": None}, "algorithm=vat needs eps"),
             ({"target": "pseudo"}, "set init=uniform or algorithm=vat"),
             ({"weight": -1.0}, "weight must be >= 0, got -1.0"),
+            ({"kl_weight": -1.0}, "kl_weight=-1.0: give a number of at least 0"),
         ],
     )
     def test_values_that_make_no_attack_are_refused(self, settings, message):
@@ -513,6 +514,7 @@ class TestSettings:
             assert term.needs_label == (attack in ("relation", "two_image"))
             assert term.needs_two_images == (attack == "two_image")
             assert term.reads_negatives == (attack == "itm")
+            assert term.reads_truth == (attack != "relation")
         assert not AdversarialLoss(generated_negatives=False).reads_negatives
 
     def test_which_pairs_are_attacked(self):

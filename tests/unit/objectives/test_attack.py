@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from crossvit.distributed import global_mean
 from crossvit.objectives.answers import Answers
 from crossvit.objectives.attack import PROBE, STREAM, Attack, Ball
 from crossvit.objectives.term import Perturbation
+from tests.distributed import run_distributed
 from tests.losses import hand_state
 
 WORDS = torch.tensor([[[3.0, 4.0], [7.0, 7.0]], [[1.0, 0.0], [0.0, 2.0]]])
@@ -349,6 +351,26 @@ def test_whether_patches_lead_on_is_passed_on():
         Attack(state, value, BOTH, Ball(), through_cnn=through).answers()
     Attack(state, value, BOTH, Ball()).answers()
     assert seen == [True, False, False]
+
+
+def _left_to_gain(rank: int, world_size: int) -> float:
+    """By every `world_size`-th row, whose loss is part of a mean over all."""
+    rows = slice(rank, None, world_size)
+    ids, patches = torch.arange(2)[rows], PATCHES[rows]
+    state = replace(toy(), image_id=ids, text_id=ids, visual=patches, inputs=Perturbation(patch=patches))
+    state.perturb = lambda added, _: replace(state, inputs=Perturbation(patch=patches + added.patch))
+
+    def ask(moved):
+        values = (SLOPE["patch"][rows] * moved.inputs.patch).flatten(1).sum(dim=1)
+        return [SimpleNamespace(loss=lambda target: global_mean(values, torch.ones_like(ids, dtype=torch.bool))[0])]
+
+    return climb(attack(["patch"], ask, state), 1).figures()["patch_fosc"].item()
+
+
+def test_what_is_left_to_gain_is_the_same_in_any_number_of_processes():
+    # at the centre eps |slope| of the rows, 5 and 1/2
+    assert _left_to_gain(0, 1) == pytest.approx(2.75)
+    assert run_distributed(_left_to_gain, 2) == pytest.approx([5, 0.5])
 
 
 class TestFigures:

@@ -104,6 +104,12 @@ class TestMutualDivergence:
         gradient_is_right(lambda x: mutual_divergence(teacher, x, 3.0, first_learns=False), formula, [unit(3, 4)])
 
 
+@pytest.mark.parametrize("term", [MutualLearningLoss, CrossDualLoss])
+def test_a_temperature_that_is_none_is_refused(term):
+    with pytest.raises(ValueError, match="temperature=0: give a number greater than 0"):
+        term(temperature=0)
+
+
 class TestMutualLearning:
     def test_by_hand(self):
         # picture 0 and caption 0 agree, as do all others, but picture 0 is also as close to caption 1
@@ -247,6 +253,12 @@ class TestDistillation:
             found = DistillationLoss(weight)(state).figures["target_entropy"].item()
             assert found == pytest.approx(wanted, rel=1e-5)
 
+    def test_one_row_that_counts_has_its_own_entropy(self):
+        same, label = torch.ones(4, 3) / 3**0.5, torch.tensor([0, 1, 0, 0])
+        teacher = hand_state(same, same, 5.0, label=label)
+        state = hand_state(same, same, 5.0, label=label, make_teacher=lambda: teacher)
+        assert DistillationLoss()(state).figures["target_entropy"].item() == pytest.approx(math.log(4))
+
     def test_the_weight_grows(self):
         full = DistillationLoss()(self.state()).loss
         for ramp, step, share in ((4, 0, 0.25), (4, 2, 0.75), (4, 3, 1.0), (4, 9, 1.0), (0, 0, 1.0), (1, 0, 1.0)):
@@ -369,6 +381,7 @@ class TestCrossDual:
         towers, fusion = {"itc_image", "itc_text", "logit_scale"}, {"fusion", "itm"}
         shared = {"patch_encoder", "vision", "text_encoder"}
         assert got == shared | {"towers": towers, "fusion": fusion, "both": towers | fusion}[learns]
+        assert got == set(term.modules_used)
 
     def test_what_it_needs(self):
         assert CrossDualLoss().needs_terms == (("itc", "sigmoid"), ("itm",))
@@ -380,6 +393,8 @@ class TestCrossDual:
             CrossDualLoss(towers_learn=False, fusion_learns=False)
         off = CrossDualLoss(weight=0, hard_negatives=False, generated_negatives=False)  # as the matching term has them
         assert not off.can_learn(labelled=True, generated=True)
+        given = CrossDualLoss(hard_negatives=False)
+        assert given.can_learn(labelled=False, generated=True) and not given.can_learn(labelled=True, generated=False)
 
 
 def test_the_control_of_imitation_is_as_soft_as_its_comment_says():

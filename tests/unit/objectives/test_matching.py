@@ -209,3 +209,10 @@ class TestPairsOfAStep:
             term = MatchingLoss(hard_negatives=hard, generated_negatives=generated)
             assert term(state).figures["pairs"] == count
             assert term.reads_negatives == generated
+
+    def test_without_a_false_pair_there_is_nothing_to_learn(self):
+        term = MatchingLoss(hard_negatives=False)
+        assert term.can_learn(labelled=True, generated=False) and term.can_learn(labelled=False, generated=True)
+        assert not term.can_learn(labelled=False, generated=False)
+        unread = MatchingLoss(hard_negatives=False, generated_negatives=False)
+        assert not unread.can_learn(labelled=False, generated=True)

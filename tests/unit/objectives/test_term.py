@@ -29,3 +29,8 @@ def test_a_term_weighs_one_where_nothing_is_said(name):
     assert TERMS[name](weight=0.0).weight == 0
     with pytest.raises(ValueError, match="weight must be >= 0, got -1"):
         TERMS[name](weight=-1)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_can_learn_without_generated_captions(name):
+    assert TERMS[name]().can_learn(labelled=False, generated=False)

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from crossvit.objectives.contrastive import ContrastiveLoss
 from crossvit.objectives.sigmoid import SigmoidLoss
@@ -7,7 +9,7 @@ from crossvit.objectives.term import known_pairs
 from crossvit.objectives.tiled import LogSumExp, Softplus, list_positives, tiled_contrastive_loss, tiled_sigmoid_loss
 from crossvit.tasks.pair_state import pair_state
 from tests.distributed import run_distributed
-from tests.losses import unit
+from tests.losses import hand_state, unit
 from tests.small import cross_vit, pairs
 
 SIZE, WIDTH = 12, 5
@@ -82,12 +84,37 @@ def test_value_and_gradients_are_those_of_the_whole_matrix(kind, smoothing, tile
         torch.testing.assert_close(grad, reference, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize(("kind", "smoothing"), [("softmax", 0.2), ("sigmoid", 0.0)])
+def test_without_generated_captions(kind, smoothing):
+    image, text, negatives, *numbers = leaves()
+    found = tiled(kind, image, text, None, *numbers, smoothing, 5)
+    assert found.item() == pytest.approx(whole(kind, image, text, negatives[:0], *numbers, smoothing).item(), abs=1e-12)
+
+
+def test_one_true_pair_counts_whole():
+    image, text, scale = unit(3, 4), unit(3, 4, seed=1), torch.tensor(5.0)
+    positives = list_positives(*[torch.arange(3)] * 3, torch.tensor([True, False, False]))
+    logits = scale * image @ text.t()
+    expected = -(logits.log_softmax(1)[0, 0] + logits.log_softmax(0)[0, 0]) / 2
+    assert tiled_contrastive_loss(image, text, scale, positives).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_within_autocast_it_is_differentiated_in_full_precision(kind):
+def test_rows_of_half_precision_are_compared_in_full(kind):
+    half = [x.detach().bfloat16() for x in leaves()]
+    found = tiled(kind, *half, 0.0, 5)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, tiled(kind, *(x.float() for x in half), 0.0, 5))
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_within_autocast_it_is_computed_in_full_precision(kind):
     mine, theirs = ([x.detach().float().requires_grad_() for x in leaves()] for _ in range(2))
     expected = torch.autograd.grad(tiled(kind, *theirs, 0.0, 5), theirs[:4])
     with torch.autocast("cpu", torch.bfloat16):
-        found = torch.autograd.grad(tiled(kind, *mine, 0.0, 5), mine[:4])
+        loss = tiled(kind, *mine, 0.0, 5)
+        found = torch.autograd.grad(loss, mine[:4])
+    assert loss.item() == pytest.approx(whole(kind, *leaves(), 0.0).item(), rel=1e-5)
     for grad, reference in zip(found, expected, strict=True):
         assert torch.equal(grad, reference)
 
@@ -145,21 +172,51 @@ def test_every_number_of_processes_gives_the_same(world_size):
         torch.testing.assert_close(sum(x for *_, x in found), reference[2].grad, rtol=0, atol=1e-6)
 
 
-def test_in_a_state_the_terms_give_what_they_give_without_tiles():
-    for term in (ContrastiveLoss, SigmoidLoss):
-        for settings in ({}, {"generated_negatives": False}):
-            found = []
-            for tile in (None, 2):
-                model = cross_vit()
-                loss = term(tile=tile, **settings)(pair_state(model, pairs(range(5), negatives=2))).loss
-                loss.backward()
-                found.append((loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
-            torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("term", [ContrastiveLoss, SigmoidLoss])
+@pytest.mark.parametrize(
+    ("negatives", "settings"),
+    [
+        ({"negatives": 2}, {}),
+        ({"negatives": 2, "without_negatives": [3]}, {}),  # whose places are filled
+        ({"negatives": 2}, {"generated_negatives": False}),
+        ({}, {}),
+    ],
+)
+def test_in_a_state_the_terms_give_what_they_give_without_tiles(term, negatives, settings):
+    found = []
+    for tile in (None, 2):
+        model = cross_vit()
+        out = term(tile=tile, **settings)(pair_state(model, pairs(range(5), **negatives)))
+        out.loss.backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append((out.loss.detach(), out.figures, grads))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Of all tensors that are computed, the number of elements of the largest."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.size = max([self.size, *(x.numel() for x in tree_leaves(found) if isinstance(x, torch.Tensor))])
+        return found
+
+
+@pytest.mark.parametrize("term", [ContrastiveLoss, SigmoidLoss])
+def test_no_tensor_is_larger_than_a_tile(term):
+    for tile, size in ((None, 100 * 100), (5, 100 * 5)):
+        image, text = unit(100, 4).requires_grad_(), unit(100, 4, seed=1).requires_grad_()
+        with Largest() as largest:
+            term(tile=tile)(hand_state(image, text, 5.0)).loss.backward()
+        assert largest.size == size
 
 
 def test_the_terms_take_tiles():
     for term in (ContrastiveLoss, SigmoidLoss):
         with pytest.raises(ValueError, match="tile must be at least 1, or null, got 0"):
             term(tile=0)
+        term(tile=1)
     with pytest.raises(ValueError, match="set queue_size=0 or tile=null"):
         ContrastiveLoss(tile=4, queue_size=3)

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from crossvit.report.cells import Cell
 from crossvit.report.study import cell_file
 from crossvit.report.table import Table
 from crossvit.stages.fingerprint import is_neutral, what_matters
-from crossvit.stages.provenance import environment
+from crossvit.stages.provenance import environment, timestamp
 from crossvit.stages.store import StoredStage
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def ensure_cell(cfg: DictConfig, overrides: list[str]) -> bool:
         except Diverged as error:  # a result too: left out, it would make the arm look better
             log.error("%s: %s", cfg.run_name, error)
             content = where | {"failed": _first_line(error, cfg)}
-        content["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        content["finished"] = timestamp()
         write_atomically(path, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
     return True
 

@@ -14,13 +14,20 @@ LIBRARIES = ("crossvit", "torch", "torchvision", "lightning", "timm", "open_clip
 
 
 def environment() -> dict[str, Any]:
-    """git_commit (with `+` where files differ from it, None outside of a checkout), versions, command (without secrets), finished (UTC)."""
+    """git_commit (with `+` where files differ from it, None outside of a checkout), versions, command (without secrets).
+
+    To be asked for before the work begins: a checkout may move on while a process that has read its code still runs.
+    """
     return {
         "git_commit": git_commit(),
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in LIBRARIES}},
         "command": shlex.join([Path(sys.argv[0]).name, *map(redact, sys.argv[1:])]),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def timestamp() -> str:
+    """Now, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def git_commit(directory: Path = Path(__file__).parent) -> str | None:

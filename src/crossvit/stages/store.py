@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossvit.report.atomic import naming, sync
-from crossvit.stages.provenance import environment
+from crossvit.stages.provenance import environment, timestamp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,18 +67,19 @@ class StageClaim:
         self.directory = store.root / f".partial-{fingerprint}"
         if stored is None:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._environment = environment()
 
     def commit(self, weights: "Mapping[str, Tensor]", config: str, provenance: Mapping[str, Any]) -> StoredStage:
         """Writes the result into the working directory and makes it the stored stage.
 
-        weights: name -> tensor. config: the resolved config as yaml. provenance: json values; code version, library versions and the
-        command are added. Raises ValueError where the stage is stored already.
+        weights: name -> tensor. config: the resolved config as yaml. provenance: json values; code version, library versions and command
+        of the time of the claim are added. Raises ValueError where the stage is stored already.
         """
         if self.stored is not None:
             raise ValueError(f"stage {self._fingerprint} is stored already")
         _write(self.directory / CONFIG, config)
         _write_weights(self.directory / WEIGHTS, weights)
-        record = {"fingerprint": self._fingerprint, **environment(), **provenance}
+        record = {"fingerprint": self._fingerprint, **self._environment, "finished": timestamp(), **provenance}
         _write(self.directory / PROVENANCE, json.dumps(record, indent=2, default=str))
         marker = {name: _sha256(self.directory / name) for name in (WEIGHTS, CONFIG, PROVENANCE)}
         _write(self.directory / MARKER, json.dumps(marker, indent=2))

@@ -45,7 +45,17 @@ def test_what_is_committed_is_found(store):
     assert found.provenance["metrics"] == {"val/loss": 1.5}
     assert found.provenance["fingerprint"] == FP
     assert found.provenance["versions"]["torch"] == torch.__version__.partition("+")[0] or "+" in torch.__version__
-    assert {"git_commit", "command", "finished"} <= set(found.provenance)
+    assert {"git_commit", "command"} <= set(found.provenance)
+    assert found.provenance["finished"].endswith("+00:00")
+
+
+def test_the_commit_is_that_of_the_claim(store, monkeypatch):
+    from crossvit.stages import provenance
+
+    monkeypatch.setattr(provenance, "git_commit", lambda: "0123")
+    with store.claim(FP) as claim:
+        monkeypatch.setattr(provenance, "git_commit", lambda: "4567")  # the checkout moves on
+        assert claim.commit({"w": torch.ones(1)}, "", {}).provenance["git_commit"] == "0123"
 
 
 def test_a_second_claim_sees_the_first_ones_work(store):

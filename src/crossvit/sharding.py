@@ -95,7 +95,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _configure_launcher(self) -> None:
         if not self.cluster_environment.creates_processes_externally:
-            self._launcher = _WholeLauncher(self, start_method="spawn")
+            self._launcher = _WholeLauncher(self, start_method="forkserver")  # its processes end without taking the interpreter down
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes

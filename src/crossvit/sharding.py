@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from crossvit.models.execution import blocks
+from crossvit.spawning import Spawned
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -95,7 +95,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _configure_launcher(self) -> None:
         if not self.cluster_environment.creates_processes_externally:
-            self._launcher = _WholeLauncher(self, start_method="forkserver")  # its processes end without taking the interpreter down
+            self._launcher = _WholeLauncher(self, start_method="spawn")
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -151,7 +151,7 @@ def _like(value: Any, own: Any) -> Any:
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
-class _WholeLauncher(_MultiProcessingLauncher):
+class _WholeLauncher(Spawned):
     def _collect_rank_zero_results(self, trainer: Any, results: Any) -> Any:
         weights = self._strategy.lightning_module_state_dict()
         trainer.lightning_module.state_dict = lambda *args, **kwargs: weights

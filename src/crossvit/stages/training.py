@@ -24,11 +24,11 @@ def build_trainer(cfg: DictConfig, directory: Path):
 
     from crossvit.callbacks.checkpoint import WholeFile
     from crossvit.callbacks.interrupt import Interrupt
-    from crossvit.callbacks.leave_group import LeaveGroup
     from crossvit.callbacks.preempted import Preempted
     from crossvit.callbacks.rank_watch import RankWatch
     from crossvit.callbacks.resume import Resume
     from crossvit.callbacks.steps import StepCount
+    from crossvit.spawning import end_spawned
     from crossvit.tasks.synced_norm import SyncedNorm
 
     # torch's own deprecation, raised inside Lightning at every stage
@@ -58,7 +58,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
         trainer = L.Trainer(
             **settings,
             default_root_dir=str(directory),
-            callbacks=[Resume(), StepCount(), *callbacks, RankWatch(cfg.collective_timeout), LeaveGroup(), interrupt],
+            callbacks=[Resume(), StepCount(), *callbacks, RankWatch(cfg.collective_timeout), interrupt],
             plugins=[WholeFile(), around.environment, *synced],
             logger=loggers,
             use_distributed_sampler=False,
@@ -75,6 +75,7 @@ def build_trainer(cfg: DictConfig, directory: Path):
             f"trainer.devices={cfg.trainer.devices} finds {trainer.num_devices} devices here, and trainer.strategy={cfg.trainer.strategy} "
             "would start the whole command once for each: name the strategy, e.g. trainer=ddp, or set trainer.devices=1"
         )
+    end_spawned(trainer.strategy)
     set_timeout(trainer.strategy, cfg.collective_timeout)
     return trainer
 

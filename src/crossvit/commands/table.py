@@ -55,6 +55,7 @@ ABSENT = {
     "vlr": NO_HEAD,
     "vlr_compositional": NO_HEAD,
     "vlr_medium": NO_HEAD,
+    "vlr_published": NO_HEAD,
     "nlvr": NO_HEAD,
     "nlvr2": NO_HEAD,
     "blind_text": BLIND,

@@ -60,7 +60,7 @@ class COCODataModule(CaptionDataModule):
             UserError: the split has no file of negatives.
         """
         index = self.index(split)
-        negatives, kinds = read_negatives(self._file("negatives", split), index.caption_ids)
+        negatives, kinds = read_negatives(self._negatives_file(split), index.caption_ids)
         return [
             Twin(int(index.caption_image_ids[c]), index.captions.texts[c], negatives.texts[n], kinds[n])
             for c in range(len(index.captions.texts))
@@ -68,28 +68,30 @@ class COCODataModule(CaptionDataModule):
         ]
 
     def _read_split(self, split: str) -> CaptionIndex:
-        file = self._file("captions", split)
-        folder = self.root / f"{split}{file.stem[-4:]}"
-        if not folder.is_dir():
-            raise self._layout_error(f"{folder} is not a folder.")
-        index = read_captions(file, folder)
+        found = find_captions(self.root, split)
+        if isinstance(found, str):
+            raise self._layout_error(found)
+        index = read_captions(*found)
         if self.num_negatives and split == self.train_split:
-            negatives_file = self._file("negatives", split)
+            negatives_file = self._negatives_file(split)
             index.negatives, _ = read_negatives(negatives_file, index.caption_ids)
             index.files.append(negatives_file)
         return index
 
-    def _file(self, kind: str, split: str) -> Path:
-        candidates = annotation_files(self.root, kind, split)
-        for path in candidates:
-            if path.is_file():
-                return path
-        raise self._layout_error(f"{candidates[0]} is not there (nor is the form of 2014).")
+    def _negatives_file(self, split: str) -> Path:
+        found = _find_annotations(self.root, "negatives", split)
+        if isinstance(found, str):
+            raise self._layout_error(found)
+        return found
 
 
-def annotation_files(root: Path, kind: str, split: str) -> list[Path]:
-    """Where an annotation file may lie: in the form of 2017, of 2014."""
-    return [root / "annotations" / f"{kind}_{split}{year}.json" for year in _YEARS]
+def find_captions(root: Path, split: str) -> tuple[Path, Path] | str:
+    """The captions file and the pictures' folder of a split, or what is missing."""
+    file = _find_annotations(root, "captions", split)
+    if isinstance(file, str):
+        return file
+    folder = root / f"{split}{file.stem[-4:]}"
+    return (file, folder) if folder.is_dir() else f"{folder} is not a folder."
 
 
 def training_captions(root: Path) -> Path:
@@ -98,13 +100,17 @@ def training_captions(root: Path) -> Path:
     Raises:
         UserError: it is not there.
     """
-    candidates = annotation_files(root, "captions", "train")
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise UserError(
-        f"{candidates[0]} is not there (nor is the form of 2014): it holds the captions of COCO's training split."
-    )
+    found = _find_annotations(root, "captions", "train")
+    if isinstance(found, str):
+        raise UserError(f"{found} It holds the captions of COCO's training split.")
+    return found
+
+
+def _find_annotations(root: Path, kind: str, split: str) -> Path | str:
+    """An annotation file, in the form of 2017 or of 2014, or what is missing."""
+    candidates = [root / "annotations" / f"{kind}_{split}{year}.json" for year in _YEARS]
+    found = next((path for path in candidates if path.is_file()), None)
+    return found or f"{candidates[0]} is not there (nor is the form of 2014)."
 
 
 def read_captions(file: Path, folder: Path) -> CaptionIndex:

@@ -35,6 +35,7 @@ class Draw(IntEnum):
     REPLACEMENT = 4
     EXCHANGE = 5
     PACKING = 6
+    FALSE_PAIRS = 7
 
 
 def sample_rng(seed: int, key: SampleKey, draw: Draw) -> np.random.Generator:

@@ -29,6 +29,7 @@ HEADINGS = {
     "vlr": "VLR true/false",
     "vlr_compositional": "VLR true/false, held-out combinations",
     "vlr_medium": "VLR true/false, preset medium",
+    "vlr_published": "VLR true/false, published pairs",
     "nlvr2": "Two-image statements",
     "twins": "Caption or twin",
     "twins_fused": "Caption or twin, fused score",

@@ -14,6 +14,7 @@ from crossvit.data.aro import ARODataModule
 from crossvit.data.caption_folder import CaptionFolderDataModule
 from crossvit.data.caption_list import CaptionListDataModule
 from crossvit.data.coco import COCODataModule
+from crossvit.data.coco_statements import COCOStatementDataModule
 from crossvit.data.imagenet import ImageNetDataModule
 from crossvit.data.karpathy import KarpathyDataModule
 from crossvit.data.medical.mimic_cxr import MIMICCXRDataModule
@@ -114,6 +115,16 @@ def test_matching_pairs(tokenizer):
     assert data.index("train").counts["samples"] == 12_174 and data.index("dev").counts["samples"] == 2_035
     assert 0.3 < batch.label.float().mean() < 0.7
     assert set(data.relations("dev")) == {"match"}
+
+
+def test_statements_of_captions(tokenizer):
+    data = COCOStatementDataModule(root=folder("coco_flickr8k"), tokenizer=tokenizer, **settings())
+    check(data, "train")
+    for split, captions, pictures in (("train", 12_000, 2_400), ("val", 2_000, 400)):
+        index = data.index(split)
+        expected = {"samples": 2 * captions, "pictures": pictures, "label 0": captions, "label 1": captions}
+        assert index.counts == expected  # no caption is left out
+        assert (torch.bincount(torch.from_numpy(index.rows * 2 + index.labels)) == 5).all()
 
 
 def test_official_vsr_lines(tokenizer):

@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 class COCOStatementDataModule(StatementDataModule):
     """Matching pairs from COCO captions, in which neither side alone says anything of the answer.
 
-    Every caption is true once and false once, and every picture as often true as false, so a blind model is at chance. The two statements
-    of a caption are one sentence: `sentences` counts those that are right of both pictures.
+    Every caption is true once and false once, so whoever reads alone is at chance. Every picture has as many false statements as true ones,
+    so whoever looks alone is, too, but for the captions that `draw_false` leaves out: each takes a true statement from one picture and a
+    false one from another. The two statements of a caption are one sentence, which is right where both are.
 
     Args:
         draw_seed: what the false pairs are drawn by; not `seed`, so that all runs are tested on the same statements.

@@ -1,4 +1,4 @@
-"""True and false statements from captions: each caption beside its own picture and beside another's."""
+"""True and false statements from captions: each caption beside its own picture and beside another's, of which it is taken to be false."""
 
 import logging
 from typing import Any
@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 class COCOStatementDataModule(StatementDataModule):
     """Matching pairs from COCO captions, in which neither side alone says anything of the answer.
 
-    Every caption is true once and false once, so whoever reads alone is at chance. Every picture has as many false statements as true ones,
-    so whoever looks alone is, too, but for the captions that `draw_false` leaves out: each takes a true statement from one picture and a
-    false one from another. The two statements of a caption are one sentence, which is right where both are.
+    Every caption is true once and false once, and every picture as often as the other, so whoever sees one side is at chance; but for what
+    `draw_false` leaves out and for damaged pictures. That a caption is false of the other picture is drawn and not checked: a few hold of
+    both. The two statements of a caption are one sentence, which is right where both are.
 
     Args:
         draw_seed: what the false pairs are drawn by; not `seed`, so that all runs are tested on the same statements.
         kwargs: see PairDataModule.
 
     Raises:
-        UserError: see PairDataModule; also a negative `draw_seed`.
+        UserError: see PairDataModule; also a `draw_seed` that is no whole number from 0, and captions none of which can be drawn a picture.
     """
 
     LAYOUT = """\
@@ -38,8 +38,8 @@ class COCOStatementDataModule(StatementDataModule):
 
     def __init__(self, *, draw_seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if draw_seed < 0:
-            raise UserError(f"data.draw_seed={draw_seed} must not be negative.")
+        if not isinstance(draw_seed, int) or draw_seed < 0:
+            raise UserError(f"data.draw_seed={draw_seed} must be a whole number from 0.")
         self.draw_seed = draw_seed
 
     def _read_split(self, split: str) -> PairIndex:
@@ -51,6 +51,10 @@ class COCOStatementDataModule(StatementDataModule):
         own, other = draw_false(captions, self.draw_seed)
         if alone := int((other < 0).sum()):
             log.info("%s: %d captions are left out: no other picture was drawn that they are false of", file, alone)
+        if len(own) and alone == len(own):
+            raise UserError(
+                f"{file}: no caption has another picture to be false of: it takes two, with captions of different words."
+            )
         names, ids = list(captions.pictures.names), captions.caption_ids.tolist()
         statements = [
             Statement((names[picture],), text, label, sentence=str(caption_id))
@@ -62,11 +66,11 @@ class COCOStatementDataModule(StatementDataModule):
 
 
 def draw_false(captions: CaptionIndex, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of c captions the picture that it was written for and one that it is false of, int64 (c,) each, as positions.
+    """For each of c captions the picture that it was written for and one that it is taken to be false of, int64 (c,) each, as positions.
 
-    The pictures' first captions go round in a circle of random order, one place each, their second captions in another, and so on: a
-    picture gets as many false captions as it has true ones. -1 for a caption whose neighbour has a caption of the same words, or that
-    has no neighbour.
+    The pictures' first captions go round in a circle of random order, one place each, their second captions in another, and so on, so that
+    a picture gets as many false captions as it has true ones. -1, left out, for a caption that has no neighbour, and for one whose
+    neighbour has a caption of the same words: that takes a true statement from one picture and a false one from another.
     """
     counts = np.diff(captions.captions.starts)
     own = np.arange(len(counts)).repeat(counts)

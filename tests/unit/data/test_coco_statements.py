@@ -67,18 +67,52 @@ def test_the_draw_is_of_its_own_seed_alone(coco_root, tokenizer):
     assert statements(make(coco_root, tokenizer, seed=5)) == drawn
     other = statements(make(coco_root, tokenizer, draw_seed=1))
     assert other != drawn and [s for s in other if s[2]] == [s for s in drawn if s[2]]
-    with pytest.raises(UserError, match=r"data\.draw_seed=-1 must not be negative"):
-        make(coco_root, tokenizer, draw_seed=-1)
+    for bad in (-1, 0.5):
+        with pytest.raises(UserError, match=rf"data\.draw_seed={bad} must be a whole number from 0"):
+            make(coco_root, tokenizer, draw_seed=bad)
 
 
 def test_a_caption_that_is_true_of_both_pictures_is_left_out(coco_root, tokenizer, caplog):
     caplog.set_level("INFO")
     edit(coco_root, lambda c: [a.update(caption="A red circle.") for a in c["annotations"] if a["image_id"] < 109])
     found = statements(make(coco_root, tokenizer))
-    left = [name for name, text, _ in found if text == "A red circle."]
-    # two of three captions' circles lead from one of nine pictures to the tenth, and the third may too
-    assert 3 <= len(left) // 2 <= 9 and all(int(name[:-4]) == 109 for name in left[1::2])
+    left = [(name, label) for name, text, label in found if text == "A red circle."]
+    # in each of the three circles one of the nine pictures stands before the tenth, the only one that these words are false of
+    assert len(left) == 6 and {name for name, label in left if label == 0} == {"000000000109.jpg"}
     assert "captions are left out: no other picture was drawn that they are false of" in caplog.text
+
+
+def test_what_is_left_out_leaves_texts_balanced(coco_root, tokenizer):
+    edit(coco_root, lambda c: [a.update(caption="A red circle.") for a in c["annotations"] if a["image_id"] < 109])
+    counts = Counter((text, label) for _, text, label in statements(make(coco_root, tokenizer)))
+    assert all(counts[text, 1] == counts[text, 0] for text, _ in counts)
+
+
+def test_captions_that_cannot_be_false_of_anything_are_an_error(coco_root, tokenizer):
+    edit(coco_root, lambda c: [a.update(caption="A red circle.") for a in c["annotations"]])
+    with pytest.raises(UserError, match=r"captions_train2017\.json: no caption has another picture to be false of"):
+        make(coco_root, tokenizer).index("train")
+
+
+def test_pictures_with_more_and_with_fewer_captions(coco_root, tokenizer):
+    def change(content):
+        rows = content["annotations"]
+        content["annotations"] = [a for a in rows if a["image_id"] > 104 or a["id"] % 10 == 0]
+        content["annotations"] += [{"id": 9000 + i, "image_id": i, "caption": f"more of {i}"} for i in (107, 108)]
+
+    edit(coco_root, change)
+    counts = Counter((name, label) for name, _, label in statements(make(coco_root, tokenizer)))
+    expected = [1] * 5 + [3, 3, 4, 4, 3]
+    for label in (0, 1):
+        assert [counts[f"{100 + i:012d}.jpg", label] for i in range(10)] == expected
+
+
+def test_a_picture_with_equal_captions_has_statements_of_both(coco_root, tokenizer):
+    edit(coco_root, lambda c: [a.update(caption="twice") for a in c["annotations"] if a["image_id"] == 100][:2])
+    data = make(coco_root, tokenizer)
+    found = [(name, label) for name, text, label in statements(data) if text == "twice"]
+    assert found.count(("000000000100.jpg", 1)) == 3 and len(found) == 6
+    assert len(set(data.sentences("train").tolist())) == 30
 
 
 def test_a_caption_without_a_neighbour_is_left_out(coco_root, tokenizer):
